@@ -1,0 +1,504 @@
+"""Every key that can be set, its type, range and meaning; and how the layers merge.
+
+Order: the defaults below < ``configs/default.yaml`` < ``configs/competition/NAME.yaml`` < ``configs/model/NAME.yaml``
+< a recipe step < the command line. Raw text from the command line is converted by the field's type, never guessed.
+Unknown keys, wrong types, values out of range and unknown parts fail here, before any work starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import os
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import backbone_names, registry, tasks
+from pipeline.errors import UserError, nearest
+
+PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+
+
+def root() -> Path:
+    """The project folder: PIPELINE_ROOT if set (the tests do), else where this package lies."""
+    return Path(os.environ.get("PIPELINE_ROOT") or PACKAGE_ROOT)
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[Any, ...] = (),
+    part: str = "",
+    scope: str = "",
+) -> Any:
+    """A dataclass field with its meaning and what it allows.
+
+    low and high are inclusive bounds, above an exclusive one; part names the kind of a call-string. scope says what a
+    change of the key means: "run" another experiment, "predict" other predictions of the same run, "" neither.
+    """
+    metadata = {
+        "help": help, "low": low, "high": high, "above": above, "choices": choices, "part": part, "scope": scope,
+    }  # fmt: skip
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Data:
+    """Where the competition's files lie and how images are read."""
+
+    folder: str = option("", "unzipped Kaggle folder, relative to the project", scope="")
+    make: str = option("", "part that writes the folder when it is not there; empty: none", part="makers", scope="")
+    train_csv: str = option("train.csv", "table of the training rows, in data.folder", scope="run")
+    test_csv: str = option("", "table of the test rows; empty: the rows of the sample submission", scope="run")
+    sample: str = option("sample_submission.csv", "sample submission, in data.folder")
+    train_images: str = option("train_images", "folder of the training images, in data.folder", scope="run")
+    test_images: str = option("test_images", "folder of the test images, in data.folder", scope="run")
+    id: str = option("id", "column of the image ids, in train and test tables", scope="run")
+    target: str = option("label", "column of the target", scope="run")
+    group: str = option("", "column whose equal values share a fold; empty: none", scope="run")
+    channels: int = option(3, "image channels: 1 grey, 3 RGB", choices=(1, 3), scope="run")
+    resize: str = option("stretch", "how an image becomes square", choices=("stretch", "pad", "crop"), scope="run")
+    normalise: str = option(
+        "backbone", "mean and std: the backbone's own or measured on the data set",
+        choices=("backbone", "dataset"), scope="run",
+    )  # fmt: skip
+    skip_broken: bool = option(False, "leave out training images that do not decode instead of stopping", scope="run")
+    cache_gb: float = option(20.0, "largest decoded cache in GB; above it images are decoded as they come", low=0)
+
+
+@dataclass
+class Folds:
+    """How the training rows are split."""
+
+    count: int = option(5, "number of folds", low=2)
+    method: str = option("stratified_kfold()", "how rows are dealt to folds", part="splits")
+    seed: int = option(0, "seed of the split; not the training seed, so that reruns share folds", low=0)
+    strict: bool = option(False, "stop when a class has fewer rows than there are folds, instead of warning")
+
+
+@dataclass
+class Train:
+    """Details of the training loop."""
+
+    accumulate: int = option(1, "batches whose gradients are added before one optimizer step", low=1, scope="run")
+    clip_norm: float = option(0.0, "largest gradient norm; 0: off", low=0, scope="run")
+    patience: int = option(0, "epochs without gain before training stops early; 0: off", low=0, scope="run")
+    threads: int = option(0, "CPU threads; 0: all cores; part of the result on a CPU", low=0, scope="run")
+    labels: str = option("", "csv of pseudo-labels that join the training table (stage=pseudo writes it)", scope="run")
+    soft: str = option("", "folder of soft labels, one npz a fold (stage=distill writes it)", scope="run")
+    temperature: float = option(1.0, "softens teacher and student in the distillation loss", above=0, scope="run")
+    alpha: float = option(0.5, "share of the distillation loss beside the true labels'", low=0, high=1, scope="run")
+    checkpoint_seconds: float = option(60.0, "least seconds between two saves of last.ckpt; changes no result", low=0)
+
+
+@dataclass
+class Pseudo:
+    """Recursive pseudo-labels."""
+
+    rounds: int = option(1, "how often to label the test rows and train again", low=1)
+    threshold: list[float] = option([0.9], "least confidence of a label; a list gives one a round", low=0, high=1)
+    cap: int = option(0, "most pseudo-labels a class and member; 0: no cap", low=0)
+    soft: bool = option(False, "train on the predicted probabilities instead of the most likely class")
+    weight: float = option(1.0, "weight of a pseudo-labelled row beside a true one", above=0)
+    crossfit: bool = option(False, "part k of the test rows stays out of member k's table, and member k predicts it")
+
+
+@dataclass
+class Distill:
+    """Knowledge distillation."""
+
+    teacher: list[str] = option([], "runs whose predictions are averaged into the soft labels; empty: the best run")
+    source: str = option(
+        "member", "who labels the training rows: the same fold's teacher, the OOF predictions, or pair teachers",
+        choices=("member", "oof", "pair"),
+    )  # fmt: skip
+    temperature: float = option(2.0, "softens teacher and student", above=0)
+    alpha: float = option(0.5, "share of the distillation loss beside the true labels'", low=0, high=1)
+    unlabelled: bool = option(False, "learn from the teacher's labels of the test images too")
+
+
+@dataclass
+class Stack:
+    """Level 2."""
+
+    name: str = option("stack", "name of the level-2 folder")
+    members: list[str] = option(["all"], "runs to stack, or all that are finished and not rejected")
+    methods: list[str] = option(["all"], "level-2 methods to try, as call-strings, or all")
+    choose: str = option("auto", "auto: the simplest within one paired standard error of the best; or a method's name")
+
+
+@dataclass
+class Config:
+    """The resolved settings of one command."""
+
+    stage: str = option("all", "what to do: a verb")
+    competition: str = option("digits", "configs/competition/NAME.yaml")
+    model: str = option("", "configs/model/NAME.yaml; empty: the first of models")
+    models: list[str] = option(["resnet18", "effnet_b0"], "the models of the recipe")
+    recipe: str = option("default", "configs/recipe/NAME.yaml")
+    run: str = option("", "name of the experiment; empty: the model's name")
+    fold: list[str] = option(["all"], "0 | 0,2 | all | full (train on everything, no score)")
+
+    task: str = option("multiclass", "what is predicted", scope="run")
+    metric: str = option("accuracy()", "the competition's metric", part="metrics", scope="run")
+    symmetry: str = option(
+        "none", "flips and rotations that leave the label true", choices=("none", "hflip", "d4"), scope="run"
+    )
+    backbone: str = option("resnet18", "a part of parts/backbones.py or any timm name, with arguments", scope="run")
+    pretrained: bool = option(True, "start from timm's weights", scope="run")
+    weights: str = option("", "start from this state dict (.safetensors or .pth) instead", scope="run")
+    image_size: int = option(224, "side of the square input in pixels", low=4, high=10000, scope="run")
+    batch_size: int = option(32, "images a step and device", low=1, scope="run")
+    epochs: int = option(10, "passes over the training rows", low=1, scope="run")
+    lr: float = option(3e-4, "peak learning rate per optimizer step", above=0, scope="run")
+    optim: str = option("adam()", "optimizer", part="optims", scope="run")
+    schedule: str = option("cosine(warmup=0.05)", "learning rate over optimizer steps", part="schedules", scope="run")
+    loss: str = option("cross_entropy()", "training loss", part="losses", scope="run")
+    pool: str = option("avg()", "feature map → vector", part="pools", scope="run")
+    head: str = option("linear()", "vector → outputs", part="heads", scope="run")
+    augment: str = option("none()", "augmentation of single images", part="augments", scope="run")
+    mix: str = option("none()", "mixing of a batch's images and labels", part="mixes", scope="run")
+    sampler: str = option("shuffle()", "order and frequency of the training rows", part="samplers", scope="run")
+    average: str = option("none()", "average of the weights over steps", part="averages", scope="run")
+    select: str = option(
+        "last", "the epoch that predicts: the last, the best on its own fold, or one for all folds",
+        choices=("last", "best", "common"), scope="run",
+    )  # fmt: skip
+    seed: int = option(0, "seed of training", low=0, high=2**32 - 1, scope="run")
+    precision: str = option(
+        "auto", "number format; auto: by hardware and size", choices=("auto", "fp32", "bf16", "fp16"), scope="run"
+    )
+    device: str = option("auto", "auto | cpu | cuda | cuda:1 | mps")
+
+    views: list[str] = option(["identity()"], "test-time views", part="views", scope="predict")
+    scales: list[float] = option([1.0], "test-time sizes, as shares of image_size", above=0, high=8, scope="predict")
+    merge: str = option("mean()", "how views and scales become one prediction", part="merges", scope="predict")
+    predict_batch: int = option(256, "images a prediction step", low=1)
+
+    submission: str = option("", "path of a submission csv; empty: submissions/<competition>/<name>.csv")
+    solution: str = option("", "path of a solution csv, for stage=score alone; empty: data.folder/solution.csv")
+    source: str = option("", "what stage=submit turns into a csv: a run or a level-2 name; empty: the stack")
+    blend: list[str] = option([], "submission csvs that stage=submit averages, marked not CV")
+    oof: str = option("", "stage=adopt: npz or csv of out-of-fold predictions")
+    test: str = option("", "stage=adopt: npz or csv of test predictions")
+    overwrite: bool = option(False, "replace a finished run or an adopted one")
+    debug: bool = option(False, "show tracebacks")
+
+    data: Data = field(default_factory=Data)
+    folds: Folds = field(default_factory=Folds)
+    train: Train = field(default_factory=Train)
+    pseudo: Pseudo = field(default_factory=Pseudo)
+    distill: Distill = field(default_factory=Distill)
+    stack: Stack = field(default_factory=Stack)
+
+    arguments: dict[str, str] = field(default_factory=dict)  # as typed; a recipe's steps are composed with them
+
+
+@dataclass(frozen=True)
+class Key:
+    """One settable key: its dotted name, its type and what ``option`` says of it."""
+
+    name: str
+    type: Any
+    default: Any
+    rules: typing.Mapping[str, Any]
+
+    @property
+    def element(self) -> Any:
+        """The type of a list's elements, or the type itself."""
+        return typing.get_args(self.type)[0] if self.is_list else self.type
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the key takes a list."""
+        return typing.get_origin(self.type) is list
+
+
+@functools.cache
+def keys(cls: type = Config, prefix: str = "") -> dict[str, Key]:
+    """All settable keys by dotted name, in the order of their definition."""
+    hints = typing.get_type_hints(cls)
+    found: dict[str, Key] = {}
+    for item in dataclasses.fields(cls):
+        kind = hints[item.name]
+        if item.name == "arguments":
+            continue
+        if dataclasses.is_dataclass(kind):
+            found |= keys(typing.cast(type, kind), f"{prefix}{item.name}.")
+        else:
+            default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+            found[prefix + item.name] = Key(prefix + item.name, kind, default, item.metadata)
+    return found
+
+
+ALIASES = {"data": "data.folder"}  # data=DIR, as people write it
+
+
+def split_list(text: str) -> list[str]:
+    """Split at commas outside brackets, parentheses and quotes: ``a,shift(x=1,y=2)`` gives two items."""
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    items, depth, quote, current = [], 0, "", ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+        if char == "," and depth == 0 and not quote:
+            items.append(current.strip())
+            current = ""
+        else:
+            current += char
+    return [item for item in [*items, current.strip()] if item]
+
+
+def parse_arguments(words: list[str]) -> dict[str, str]:
+    """``["fold=0", "loss=focal(gamma=2)"]`` → raw texts by key, split at the first ``=``."""
+    found: dict[str, str] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise UserError(f"{word!r} is not key=value; write stage={word} or see ./run.sh help")
+        key = ALIASES.get(key, key)
+        _known(key, "the command line")
+        found[key] = text
+    return found
+
+
+def compose(arguments: dict[str, str], step: dict[str, Any] | None = None) -> Config:
+    """Merge all layers into a checked Config; step holds the keys of a recipe's step.
+
+    Raises UserError for an unknown key, a wrong type, a value out of range or an unknown part.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    typed = {key: convert(key, text) for key, text in arguments.items()}
+    step = check_layer(step or {}, f"configs/recipe/{typed.get('recipe', '')}")
+    layers = _read_layers(typed, step)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), *(OmegaConf.create(_nest(layer)) for layer in layers))
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as fault:
+        reason = str(fault).splitlines()[0]
+        raise UserError(f"{fault.full_key}: {reason}; ${{KEY}} in a YAML stands for another key's value") from fault
+    assert isinstance(config, Config)
+    config.arguments = dict(arguments)
+    check(config)
+    return config
+
+
+def _read_layers(typed: dict[str, Any], step: dict[str, Any]) -> list[dict[str, Any]]:
+    base = read_layer(Path("configs/default.yaml"))
+
+    def name(key: str, *more: dict[str, Any]) -> Any:
+        return next((layer[key] for layer in (typed, step, *more, base) if key in layer), keys()[key].default)
+
+    competition = read_named("competition", name("competition"))
+    model = name("model", competition) or name("models", competition)[0]
+    return [base, competition, read_named("model", model), step, _literal({**typed, "model": model})]
+
+
+def _literal(layer: dict[str, Any]) -> dict[str, Any]:
+    """Texts as they stand: a ``${`` from the command line is no interpolation."""
+
+    def escape(value: Any) -> Any:
+        if isinstance(value, list):
+            return [escape(item) for item in value]
+        return value.replace("${", "\\${") if isinstance(value, str) else value
+
+    return {key: escape(value) for key, value in layer.items()}
+
+
+def replace(config: Config, **changes: Any) -> Config:
+    """A checked copy with other values, by dotted key with ``__`` for the dot: ``replace(c, train__soft="x")``."""
+    fresh = dataclasses.replace(config)
+    for key in keys():
+        owner, _, leaf = key.rpartition(".")
+        if owner and any(name.startswith(owner + "__") for name in changes):
+            setattr(fresh, owner, dataclasses.replace(getattr(config, owner)))
+    for name, value in changes.items():
+        key = name.replace("__", ".")
+        _known(key, "replace")
+        owner, _, leaf = key.rpartition(".")
+        setattr(getattr(fresh, owner) if owner else fresh, leaf, value)
+    check(fresh)
+    return fresh
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Values by dotted key."""
+    return {key: functools.reduce(getattr, key.split("."), config) for key in keys()}
+
+
+def scoped(config: Config, scope: str) -> dict[str, Any]:
+    """The values whose change means another run ("run") or other predictions ("predict")."""
+    return {key: value for key, value in flatten(config).items() if keys()[key].rules["scope"] == scope}
+
+
+def read_named(kind: str, name: str) -> dict[str, Any]:
+    """The layer ``configs/<kind>/<name>.yaml``; a missing one names the nearest that exists."""
+    path = Path(f"configs/{kind}/{name}.yaml")
+    if not (root() / path).is_file() or Path(name).name != name:
+        there = sorted(p.stem for p in (root() / "configs" / kind).glob("*.yaml"))
+        raise UserError(
+            f"{kind}={name!r}, but {path} does not exist; there are: {', '.join(there)}{nearest(name, there)}"
+        )
+    return read_layer(path)
+
+
+def read_layer(path: Path) -> dict[str, Any]:
+    """One YAML file as checked values by dotted key."""
+    return check_layer(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file's plain contents; a fault in it names file and line."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(OmegaConf.load(root() / path)) or {}
+    except FileNotFoundError as fault:
+        raise UserError(f"{path} does not exist") from fault
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as fault:
+        raise UserError(f"{path} cannot be read as YAML: {fault}") from fault
+
+
+def check_layer(layer: Any, where: str) -> dict[str, Any]:
+    """Flatten a nested mapping to dotted keys and check names and types; interpolations are left for later."""
+    if not isinstance(layer, dict):
+        raise UserError(f"{where} must hold key: value lines, but holds {layer!r}")
+    found: dict[str, Any] = {}
+    for key, value in layer.items():
+        if key in Config.__dataclass_fields__ and isinstance(value, dict) and key not in keys():
+            nested = {f"{key}.{inner}": item for inner, item in value.items()}
+        else:
+            nested = {ALIASES.get(str(key), str(key)): value}
+        for name, item in nested.items():
+            _known(name, where)
+            found[name] = item if isinstance(item, str) and "${" in item else _typed(keys()[name], item, where)
+    return found
+
+
+def convert(name: str, text: str) -> Any:
+    """Raw text from the command line → the key's type."""
+    key = keys()[name]
+    if key.is_list:
+        return [_from_text(key, item) for item in split_list(text)]
+    return _from_text(key, text)
+
+
+def _from_text(key: Key, text: str) -> Any:
+    if key.element is str:
+        return text
+    if key.element is bool:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise UserError(f"{key.name}={text}, but {key.name} is true or false")
+    try:
+        return key.element(text)
+    except ValueError as fault:
+        raise UserError(f"{key.name}={text}, but {key.name} is {_type_name(key)}: {key.rules['help']}") from fault
+
+
+def _typed(key: Key, value: Any, where: str) -> Any:
+    values = value if isinstance(value, list) and key.is_list else [value]
+    if not key.is_list and isinstance(value, (list, dict)):
+        raise UserError(f"{where}: {key.name}={value!r}, but {key.name} is {_type_name(key)}")
+    typed = [_one(key, item, where) for item in values]
+    return typed if key.is_list else typed[0]
+
+
+def _one(key: Key, value: Any, where: str) -> Any:
+    wanted = key.element
+    if wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if wanted is float and isinstance(value, str):  # YAML reads 1e-4 as a text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if wanted is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
+        return value
+    raise UserError(f"{where}: {key.name}={value!r}, but {key.name} is {_type_name(key)}")
+
+
+def _type_name(key: Key) -> str:
+    name = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[key.element]
+    return f"a list, each {name}" if key.is_list else name
+
+
+def _known(key: str, where: str) -> None:
+    if key not in keys():
+        close = difflib.get_close_matches(key, list(keys()), n=1, cutoff=0.5)
+        leaf = [name for name in keys() if name.rpartition(".")[2] == key]
+        hint = f"; did you mean {(leaf or close)[0]}?" if leaf or close else "; see ./run.sh help config"
+        raise UserError(f"{where}: there is no key {key!r}{hint}")
+
+
+def _nest(layer: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in layer.items():
+        owner, _, leaf = key.rpartition(".")
+        (nested.setdefault(owner, {}) if owner else nested)[leaf] = value
+    return nested
+
+
+def check(config: Config) -> None:
+    """Ranges, choices and call-strings of every key; raises UserError at the first that does not fit."""
+    for name, value in flatten(config).items():
+        if value == [] and keys()[name].default:
+            raise UserError(f"{name} is empty, but needs at least one value: {keys()[name].rules['help']}")
+        for item in value if isinstance(value, list) else [value]:
+            _check_value(keys()[name], item)
+    backbone_names.check(config.backbone)
+    tasks.check_name(config.task)
+
+
+def _check_value(key: Key, value: Any) -> None:
+    rules = key.rules
+    if rules["choices"] and value not in rules["choices"]:
+        raise UserError(
+            f"{key.name}={value}, but {key.name} is one of {', '.join(map(str, rules['choices']))}"
+            f"{nearest(str(value), map(str, rules['choices']))}"
+        )
+    if rules["part"] and not value == key.default == "":
+        try:
+            registry.bind(rules["part"], value)
+        except UserError as fault:
+            raise UserError(f"{key.name}={value}: {fault}") from fault
+    bounds = [("≥", rules["low"]), ("≤", rules["high"]), (">", rules["above"])]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and not _inside(value, rules):
+        allowed = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None) or "finite"
+        allowed = allowed if abs(value) < math.inf else "finite"
+        raise UserError(f"{key.name}={value}, but {key.name} must be {allowed}: {rules['help']}")
+
+
+def _inside(value: float, rules: typing.Mapping[str, Any]) -> bool:
+    low, high, above = rules["low"], rules["high"], rules["above"]
+    return (
+        abs(value) < math.inf
+        and (low is None or value >= low)
+        and (high is None or value <= high)
+        and (above is None or value > above)
+    )
