@@ -1,0 +1,148 @@
+"""Make a submission from the stack, a run or a blend of csvs, checked against the sample submission."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline import artefacts, evaluate, submission
+from pipeline.artefacts import Predictions, shown
+from pipeline.competition import Competition, load
+from pipeline.config import Config
+from pipeline.console import Outcome, say, warn
+from pipeline.errors import UserError, nearest
+from pipeline.runs import Run, predicted_runs
+from pipeline.tasks import Task, task_for
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The rows to submit and what is known of them: texts for the table, facts for the json."""
+
+    name: str
+    frame: pd.DataFrame
+    score: str = ""
+    nested: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def run(config: Config) -> list[Outcome]:
+    """Write submissions/<competition>/<name>.csv and .json; reused if the same rows stand there already."""
+    began = time.perf_counter()
+    competition = load(config)
+    task = task_for(config, competition)
+    answer = _blend(config, competition, task) if config.blend else _predicted(config, competition, task)
+    path = submission.path_of(config, answer.name)
+    submission.validate(answer.frame, competition.sample, answer.name, task.allowed(competition.sample))
+    print_ = artefacts.fingerprint(answer.frame.to_csv(index=False), answer.facts)
+    reused = submission.written(path, print_) is not None
+    if not reused:
+        facts = {"fingerprint": print_, "competition": config.competition, "metric": config.metric, **answer.facts}
+        submission.write(answer.frame, path, {**facts, "commit": artefacts.commit()})
+    scores = answer.score or answer.nested
+    say(f"{shown(path)}: {len(answer.frame)} rows from {answer.name}, {scores}{', unchanged' if reused else ''}")
+    seconds = time.perf_counter() - began
+    return [Outcome("submit", answer.name, answer.score, answer.nested, "", seconds, shown(path), reused)]
+
+
+def _predicted(config: Config, competition: Competition, task: Task) -> Answer:
+    name = artefacts.safe_name(config.source or config.stack.name, "source")
+    level2 = artefacts.runs_folder(config) / "level2" / name
+    if (level2 / "test.npz").is_file():
+        return _from_level2(config, competition, task, name)
+    if config.source and artefacts.run_folder(config, name).is_dir():
+        return _from_run(config, competition, task, name)
+    raise UserError(_nothing(config, name))
+
+
+def _nothing(config: Config, name: str) -> str:
+    runs = [run.name for run in predicted_runs(config)]
+    there = runs + [path.parent.name for path in sorted(artefacts.runs_folder(config).glob("level2/*/test.npz"))]
+    if config.source:
+        listed = f"; there are: {', '.join(there)}{nearest(name, there)}" if there else ""
+        return f"source={name}, but no run or level 2 has that name{listed}; make one with stage=train or stage=stack"
+    command = f"./run.sh stage=stack competition={config.competition}"
+    single = f", or submit a single run: source={runs[0]}" if runs else " after stage=train and stage=predict"
+    return f"runs/{config.competition}/level2/{name}/test.npz does not exist; make it with {command}{single}"
+
+
+def _from_level2(config: Config, competition: Competition, task: Task, name: str) -> Answer:
+    folder = artefacts.runs_folder(config) / "level2" / name
+    made = artefacts.read_json(folder / "level2.json")
+    predictions = Predictions.load(folder / "test.npz")
+    frame = _rows(competition, task, predictions)
+    chosen = next(candidate for candidate in made["nested"] if candidate["method"] == made["method"])
+    nested = str(evaluate.Score(chosen["score"], chosen["se"], "nested", chosen["folds"]))
+    facts = {"source": f"level2/{name}", **{key: made[key] for key in ("method", "members", "leak")}, "nested": chosen}
+    return Answer(name, frame, nested=nested, facts=facts)
+
+
+def _from_run(config: Config, competition: Competition, task: Task, name: str) -> Answer:
+    run = Run(config, name)
+    if run.rejected:
+        warn(f"the run {name} was left out by an earlier step: {run.rejected}")
+    full = run.full_test()
+    if full is not None and (config.fold == ["full"] or not run.predicted()):
+        none = {"source": name, "members": [f"{name}/full"], "cv": None}
+        return Answer(name, _rows(competition, task, full), "no CV", facts=none)
+    tests = run.tests()
+    mean = np.stack([member.values for member in tests]).mean(axis=0, dtype=np.float64)
+    truth = task.targets(competition.train["target"].to_numpy())
+    score = evaluate.score_folds(evaluate.metric(config.metric), truth, run.oof().values, run.folds)
+    facts: dict[str, Any] = {
+        "source": name,
+        "members": [f"{name}/fold{fold}" for fold in range(run.count)],
+        "cv": {k: _plain(v) for k, v in dataclasses.asdict(score).items()},
+        "score": str(score),
+    }
+    return Answer(name, _rows(competition, task, Predictions(tests[0].ids, mean, task.space)), str(score), facts=facts)
+
+
+def _rows(competition: Competition, task: Task, predictions: Predictions) -> pd.DataFrame:
+    if predictions.values.shape[1] != len(task.columns):
+        raise UserError(
+            f"the predictions have {predictions.values.shape[1]} columns, but the competition has "
+            f"{len(task.columns)} classes; the training table has changed: train and predict again"
+        )
+    return task.submission(predictions.ids, predictions.values, competition.sample)
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+# --- blends of csvs, whoever made them ----------------------------------------------------------------------------
+
+
+def _blend(config: Config, competition: Competition, task: Task) -> Answer:
+    if len(config.blend) < 2:
+        raise UserError(f"blend={','.join(config.blend)}, but a blend needs two csvs or more: blend=a.csv,b.csv")
+    allowed = task.allowed(competition.sample)
+    paths = [submission.locate(config, text, "blend") for text in config.blend]
+    frames = [submission.read(path, competition.sample, allowed) for path in paths]
+    members = {shown(path): artefacts.file_digest(path) for path in paths}
+    facts = {"source": "blend", "members": members, "cv": None, "note": "not CV"}
+    return Answer("blend", blend(frames, set(allowed)), "not CV", facts=facts)
+
+
+def blend(frames: list[pd.DataFrame], names: set[str]) -> pd.DataFrame:
+    """Submissions with the same ids in the same order → one: numbers are averaged, names decided by majority.
+
+    names: the columns that hold names; so does any that is not all numbers. Of equal votes the first file's wins.
+    """
+    mixed = frames[0].copy()
+    for column in mixed.columns[1:]:
+        cells = pd.concat([frame[column] for frame in frames], axis=1)
+        numbers = cells.apply(pd.to_numeric, errors="coerce")
+        if column in names or numbers.isna().any(axis=None):
+            mixed[column] = [Counter(row).most_common(1)[0][0] for row in cells.itertuples(index=False, name=None)]
+        else:
+            mixed[column] = numbers.mean(axis=1)
+    return mixed

@@ -1,0 +1,71 @@
+"""CSV files as people ship them: read as text, so that ``007`` stays, with one clear message for each fault."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.artefacts import shown
+from pipeline.errors import UserError, nearest, some
+
+
+def read_table(path: Path, columns: dict[str, str] | None = None, key: str = "") -> pd.DataFrame:
+    """Read a csv, every cell as text (missing cells of short rows are empty), UTF-8 with or without byte order mark.
+
+    columns: the columns that must be there, each with the key that named it. key: the key that named the file. Raises
+    UserError for a missing, empty or damaged file, and for missing columns.
+    """
+    name = shown(path)
+    if not path.is_file():
+        there = sorted(other.name for other in path.parent.glob("*.csv"))
+        listed = f"; there are: {some(there, 20)}{nearest(path.name, there)}" if there else ""
+        raise UserError(f"{name} does not exist{f' (set by {key})' if key else ''}{listed}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
+    except pd.errors.EmptyDataError as fault:
+        raise UserError(f"{name} is empty (0 bytes or blank); unpack or download it again") from fault
+    except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError, OSError) as fault:
+        raise UserError(
+            f"{name} cannot be read as a UTF-8 csv: {str(fault).strip()}; mend or download it again"
+        ) from fault
+    for column, setter in (columns or {}).items():
+        _require(frame, column, setter, name)
+    if frame.empty:
+        raise UserError(f"{name} has a header but no rows; unpack or download it again")
+    return frame
+
+
+def _require(frame: pd.DataFrame, column: str, key: str, name: str) -> None:
+    if column not in frame.columns:
+        there = [str(other) for other in frame.columns]
+        setter = f" ({key}={column})" if key else ""
+        raise UserError(
+            f"{name} has no column {column!r}{setter}; its columns: {some(there, 20)}{nearest(column, there)}"
+        )
+
+
+def duplicates(ids: Iterable[str]) -> list[str]:
+    """The ids that stand more than once, each once, in the order of their second appearance."""
+    seen: set[str] = set()
+    twice: dict[str, None] = {}
+    for name in ids:
+        if name in seen:
+            twice[name] = None
+        seen.add(name)
+    return list(twice)
+
+
+def check_ids(ids: Iterable[str], where: str) -> None:
+    """Raise UserError if an id is empty or stands twice; where names the table."""
+    ids = list(ids)
+    empty = [row + 2 for row, name in enumerate(ids) if not name.strip()]
+    if empty:
+        raise UserError(f"{where}: rows without an id, in lines {some(empty)}; fill or remove them")
+    twice = duplicates(ids)
+    if twice:
+        raise UserError(f"{where}: {len(twice)} duplicate ids: {some(twice)}; leave one row for each id")
