@@ -1,0 +1,52 @@
+"""Backbones that timm does not have; every timm name works as well.
+
+Form: ``f(channels, *, …) -> nn.Module`` from (B, channels, H, W) float to a map (B, F, h, w), with ``num_features`` F.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pipeline.registry import part
+
+
+def _convolution(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
+    layers = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_convolution(width, width), _convolution(width, width))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """x + f(x), the same shape."""
+        return images + self.body(images)
+
+
+@part(source="Page 2018, How to train your ResNet (a ResNet-9)", weights=False)
+class small_image(nn.Module):
+    """A ResNet-9-like net with a stride-1 stem for images of at most 64 px, from random weights.
+
+    channels: of the input. width: of the first stage; each of the three later stages doubles it. depth: residual
+    blocks after the second and the last stage. Output (B, 8·width,
+    H/8, W/8).
+    """
+
+    def __init__(self, channels: int, *, width: int = 64, depth: int = 1) -> None:
+        super().__init__()
+        self.num_features = width * 8
+        self.layers = nn.Sequential(
+            _convolution(channels, width),
+            _convolution(width, width * 2, pool=True),
+            *(_Residual(width * 2) for _ in range(depth)),
+            _convolution(width * 2, width * 4, pool=True),
+            _convolution(width * 4, width * 8, pool=True),
+            *(_Residual(width * 8) for _ in range(depth)),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, channels, H, W) → (B, 8·width, H/8, W/8)."""
+        return self.layers(images)

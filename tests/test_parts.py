@@ -1,0 +1,394 @@
+"""The contract of every registered part, by kind: a new part is covered as soon as it is registered."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import registry
+from pipeline.errors import UserError
+from pipeline.parts.augments import augmenter
+from pipeline.parts.views import SYMMETRIES, expand
+
+ALL = [
+    pytest.param(part, id=f"{kind}.{name}") for kind in registry.kinds() for name, part in registry.parts(kind).items()
+]
+ROWS, CLASSES = 6, 4
+
+
+def each(kind: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("name", list(registry.parts(kind)))
+
+
+def logits_and_classes() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(ROWS, CLASSES, requires_grad=True), torch.arange(ROWS) % CLASSES
+
+
+def one_hot(classes: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.one_hot(classes, CLASSES).float()
+
+
+# --- all kinds ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ALL)
+def test_part_is_described_and_cited(part: registry.Part) -> None:
+    assert part.facts["source"], "declare a source: the paper and equation, or the library"
+    assert part.summary.rstrip()[-1:] in ".:;", f"begin with one whole sentence, not {part.summary!r}"
+    plain = {"seed"}  # says all by its name
+    missing = [key for key in part.arguments.keys() - plain if not re.search(rf"\b{key}", part.document)]
+    assert not missing, f"say in the docstring what these do: {missing}"
+
+
+@pytest.mark.parametrize("part", ALL)
+def test_signature_is_a_call_string_that_binds(part: registry.Part) -> None:
+    if registry.REQUIRED not in part.arguments.values():
+        found, call = registry.bind(part.kind, part.signature)
+        assert (found.name, call.arguments) == (part.name, part.arguments)
+        assert str(registry.parse(str(call))) == str(call)
+        assert registry.build(part.kind, part.name).keywords == {}
+
+
+@pytest.mark.parametrize("part", ALL)
+def test_scan_of_the_source_agrees_with_the_imported_part(part: registry.Part) -> None:
+    loaded = part.load()
+    keywords = {
+        name: registry.REQUIRED if parameter.default is parameter.empty else parameter.default
+        for name, parameter in inspect.signature(loaded).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    assert keywords == part.arguments
+    assert part.facts.items() <= loaded.facts.items()
+
+
+@pytest.mark.parametrize("part", ALL)
+def test_wrong_argument_and_value_out_of_range_are_refused(part: registry.Part) -> None:
+    with pytest.raises(UserError, match="no_such_argument"):
+        registry.bind(part.kind, f"{part.name}(no_such_argument=1)")
+    for key, allowed in part.facts.get("allowed", {}).items():
+        assert key in part.arguments, f"allowed names {key}, which is no argument"
+        if isinstance(allowed[0], (int, float)):
+            default, outside = part.arguments[key], allowed[0] - 1
+            value = (outside,) * len(default) if isinstance(default, tuple) else outside
+            with pytest.raises(UserError, match=f"{key}.* must be"):
+                registry.bind(part.kind, f"{part.name}({key}={value})")
+
+
+# --- losses -------------------------------------------------------------------------------------------------------
+
+
+@each("losses")
+def test_loss_gives_a_finite_value_a_row_with_a_gradient(name: str) -> None:
+    logits, classes = logits_and_classes()
+    values = registry.build("losses", name)(logits, classes)
+    assert values.shape == (ROWS,)
+    assert values.dtype == torch.float32
+    values.sum().backward()
+    assert torch.isfinite(logits.grad).all()
+    assert (logits.grad.abs().sum(dim=1) > 0).all()
+
+
+@each("losses")
+def test_loss_of_soft_targets_is_the_expectation_over_classes(name: str) -> None:
+    logits, classes = logits_and_classes()
+    loss = registry.build("losses", name)
+    torch.testing.assert_close(loss(logits, one_hot(classes)), loss(logits, classes))
+    torch.manual_seed(1)
+    soft = torch.rand(ROWS, CLASSES).softmax(dim=1)
+    each_class = torch.stack([loss(logits, torch.full((ROWS,), k)) for k in range(CLASSES)], dim=1)
+    torch.testing.assert_close(loss(logits, soft), (soft * each_class).sum(dim=1))
+
+
+@each("losses")
+def test_loss_falls_when_the_right_logit_rises(name: str) -> None:
+    logits, classes = logits_and_classes()
+    loss = registry.build("losses", name)
+    better = logits + 2 * one_hot(classes)
+    assert (loss(better, classes) < loss(logits, classes)).all()
+
+
+@each("losses")
+def test_loss_of_a_new_model_is_the_declared_one(name: str) -> None:
+    part = registry.find("losses", name)
+    initial = part.load().facts.get("initial")
+    if initial is None:
+        pytest.skip("declares none")
+    for classes in (2, 10):
+        value = part.load()(torch.zeros(3, classes), torch.tensor([0, 1, 1])).mean()
+        assert initial(classes) == pytest.approx(float(value), rel=1e-5)
+
+
+@each("losses")
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_loss_is_finite_in_half_precision_and_at_extreme_logits(name: str, half: torch.dtype) -> None:
+    loss = registry.build("losses", name)
+    logits = (torch.eye(CLASSES, dtype=half) * 200).requires_grad_()
+    with torch.autocast("cpu", dtype=half):
+        values = loss(logits, torch.tensor([0, 1, 0, 0]))
+    values.sum().backward()
+    assert values.dtype == torch.float32
+    assert torch.isfinite(values).all()
+    assert torch.isfinite(logits.grad).all()
+
+
+# --- pools and heads ----------------------------------------------------------------------------------------------
+
+
+@each("pools")
+def test_pool_gives_its_features_with_gradients(name: str) -> None:
+    torch.manual_seed(0)
+    pool = registry.build("pools", name)(8)
+    for size in ((1, 1), (3, 5), (7, 7)):
+        maps = torch.rand(2, 8, *size, requires_grad=True)
+        vectors = pool(maps)
+        assert vectors.shape == (2, pool.features)
+        vectors.square().sum().backward()
+        assert torch.isfinite(maps.grad).all()
+        assert (maps.grad.flatten(2).abs().sum(dim=2) > 0).all()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in pool.parameters())
+
+
+@each("pools")
+def test_pool_is_the_same_in_channels_last_and_near_in_half_precision(name: str) -> None:
+    torch.manual_seed(0)
+    pool = registry.build("pools", name)(8)
+    maps = torch.rand(2, 8, 5, 5)
+    expected = pool(maps)
+    torch.testing.assert_close(pool(maps.contiguous(memory_format=torch.channels_last)), expected)
+    for half in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=half):
+            torch.testing.assert_close(pool(maps.to(half)).float(), expected, rtol=0.02, atol=0.02)
+
+
+@each("pools")
+def test_pool_takes_dead_maps(name: str) -> None:
+    pool = registry.build("pools", name)(3)
+    maps = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    vectors = pool(maps)
+    vectors.sum().backward()
+    assert vectors.detach().abs().max() < 1e-3
+    assert torch.isfinite(maps.grad).all()
+
+
+@each("heads")
+def test_head_gives_outputs_with_gradients_to_every_weight(name: str) -> None:
+    torch.manual_seed(0)
+    head = registry.build("heads", name)(16, CLASSES)
+    vectors = torch.randn(ROWS, 16, requires_grad=True)
+    outputs = head(vectors)
+    assert outputs.shape == (ROWS, CLASSES)
+    outputs.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
+    assert vectors.grad.abs().sum() > 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(head.eval()(vectors).float(), head(vectors.float()).float(), rtol=0.05, atol=0.05)
+
+
+# --- batches and rows ---------------------------------------------------------------------------------------------
+
+
+@each("mixes")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mix_keeps_shapes_label_sums_and_its_inputs(name: str, dtype: torch.dtype) -> None:
+    mix = registry.build("mixes", name)
+    torch.manual_seed(0)
+    images, targets = torch.rand(ROWS, 3, 8, 6).to(dtype), one_hot(torch.arange(ROWS) % CLASSES)
+    before = images.clone(), targets.clone()
+    for seed in range(5):
+        mixed, labels = mix(images, targets, np.random.default_rng(seed))
+        assert (mixed.shape, mixed.dtype, labels.shape) == (images.shape, dtype, targets.shape)
+        torch.testing.assert_close(labels.sum(dim=1), torch.ones(ROWS))
+        assert labels.min() >= 0
+        again = mix(images, targets, np.random.default_rng(seed))
+        assert torch.equal(again[0], mixed)
+        assert torch.equal(again[1], labels)
+    assert torch.equal(images, before[0])
+    assert torch.equal(targets, before[1])
+    soft = registry.facts("mixes", name).get("soft", False)
+    assert soft == bool(((labels > 0) & (labels < 1)).any())
+
+
+@each("samplers")
+@pytest.mark.parametrize("soft", [False, True])
+def test_sampler_gives_rows_that_exist_from_its_generator_alone(name: str, soft: bool) -> None:
+    sampler = registry.build("samplers", name)
+    classes = np.array([0] * 20 + [1] * 5 + [3] * 2)
+    targets = np.eye(CLASSES, dtype=np.float32)[classes] * 0.9 if soft else classes
+    rows = sampler(targets, np.random.default_rng(0))
+    assert rows.dtype == np.int64
+    assert rows.ndim == 1
+    assert set(rows.tolist()) <= set(range(len(classes)))
+    assert np.array_equal(rows, sampler(targets, np.random.default_rng(0)))
+    assert not np.array_equal(rows, sampler(targets, np.random.default_rng(1)))
+
+
+# --- optimization -------------------------------------------------------------------------------------------------
+
+
+def descend(optimizer: torch.optim.Optimizer, model: torch.nn.Module, steps: int) -> float:
+    inputs = torch.linspace(-1, 1, 24).reshape(8, 3)
+    for _ in range(steps):
+        loss = (model(inputs) - inputs.sum(dim=1, keepdim=True)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return float(loss.detach())
+
+
+def small_model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+
+
+@each("optims")
+def test_optimizer_descends_from_tensors_or_groups(name: str) -> None:
+    build = registry.build("optims", name)
+    model = small_model()
+    first = descend(build(model.parameters(), 0.02), model, 1)
+    assert descend(build(model.parameters(), 0.02), model, 60) < 0.3 * first
+    groups = build([{"params": model[0].parameters(), "lr": 0.5}, {"params": model[2].parameters()}], 0.1)
+    assert [group["lr"] for group in groups.param_groups] == [0.5, 0.1]
+    assert [len(group["params"]) for group in groups.param_groups] == [2, 2]
+
+
+@each("optims")
+def test_optimizer_resumes_exactly(name: str) -> None:
+    build = registry.build("optims", name)
+    model, other = small_model(), small_model()
+    whole, first = build(model.parameters(), 0.02), build(other.parameters(), 0.02)
+    descend(whole, model, 6)
+    descend(first, other, 3)
+    second = build(other.parameters(), 0.02)
+    second.load_state_dict(first.state_dict())
+    descend(second, other, 3)
+    for left, right in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+@each("schedules")
+@pytest.mark.parametrize("total", [1, 2, 3, 10, 997])
+def test_schedule_is_finite_and_never_negative(name: str, total: int) -> None:
+    schedule = registry.build("schedules", name)
+    factors = np.array([schedule(step, total) for step in range(total + 2)])
+    assert np.isfinite(factors).all()
+    assert factors.min() >= 0
+    assert 0 < factors[:total].max() <= 1
+
+
+@each("averages")
+def test_average_follows_a_model_and_resumes_exactly(name: str, tmp_path) -> None:
+    build = registry.build("averages", name)
+    model = small_model()
+    average = build(model)
+    assert isinstance(average.active, bool)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(4):
+        descend(optimizer, model, 1)
+        average.update(model, step)
+    torch.save(average.state_dict(), tmp_path / "average.pt")
+    resumed = build(small_model())
+    resumed.load_state_dict(torch.load(tmp_path / "average.pt", weights_only=True))
+    for step in range(4, 8):
+        descend(optimizer, model, 1)
+        average.update(model, step)
+        resumed.update(model, step)
+    ends = []
+    for one in (average, resumed):
+        target = small_model() if average.active else model
+        one.apply_to(target)
+        ends.append({key: value.clone() for key, value in target.state_dict().items()})
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+    assert average.active or all(torch.equal(ends[0][key], value) for key, value in model.state_dict().items())
+
+
+# --- images -------------------------------------------------------------------------------------------------------
+
+
+@each("views")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_view_keeps_the_batch_and_can_be_undone(name: str, dtype: torch.dtype) -> None:
+    assert registry.facts("views", name)["symmetry"] in SYMMETRIES
+    views = expand([name])
+    assert len({view.name for view in views}) == len(views) > 0
+    torch.manual_seed(0)
+    batch = torch.rand(2, 3, 8, 8).to(dtype)
+    for view in views:
+        seen = view.apply(batch)
+        assert (seen.shape, seen.dtype) == (batch.shape, dtype)
+        assert torch.isfinite(seen).all()
+        if view.undo:  # a shift loses an edge of one pixel by default
+            assert torch.equal(view.undo(seen)[..., 1:-1, 1:-1], batch[..., 1:-1, 1:-1])
+        same = view.apply(batch.contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(same, seen, msg=f"{view.name} in channels_last")
+
+
+@each("merges")
+@pytest.mark.parametrize("simplex", [True, False])
+def test_merge_keeps_probabilities(name: str, simplex: bool) -> None:
+    merge = registry.build("merges", name)
+    values = np.random.default_rng(0).dirichlet(np.ones(CLASSES), (3, ROWS)).astype(np.float32)
+    merged = merge(values, simplex)
+    assert (merged.shape, merged.dtype) == ((ROWS, CLASSES), np.float32)
+    assert merged.min() >= 0
+    assert merged.max() <= 1
+    if simplex:
+        np.testing.assert_allclose(merged.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(merge(values[::-1], simplex), merged, atol=1e-6)
+    np.testing.assert_allclose(merge(values[:1], simplex), values[0], atol=1e-5)
+    certain = np.stack([np.eye(CLASSES, dtype=np.float32)] * 2)
+    np.testing.assert_allclose(merge(certain, simplex), np.eye(CLASSES), atol=1e-5)
+
+
+@each("augments")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_augment_keeps_the_image_and_is_decided_by_its_seed(name: str, channels: int) -> None:
+    assert registry.facts("augments", name)["symmetry"] in SYMMETRIES
+    transforms = registry.build("augments", name)(24)
+    one, other = augmenter(transforms), augmenter(transforms)
+    image = np.random.default_rng(0).integers(0, 256, (24, 24, channels), dtype=np.uint8)
+    image.setflags(write=False)  # as a memory-mapped cache is
+    results = [one(image, seed) for seed in range(12)]
+    assert all((result.shape, result.dtype) == (image.shape, np.uint8) for result in results)
+    backwards = [other(image, seed) for seed in reversed(range(12))][::-1]
+    assert all(np.array_equal(left, right) for left, right in zip(results, backwards, strict=True))
+    changed = sum(not np.array_equal(result, image) for result in results)
+    assert (changed > 2) == bool(transforms)
+
+
+# --- scores and folds ---------------------------------------------------------------------------------------------
+
+
+@each("metrics")
+def test_metric_prefers_the_truth(name: str) -> None:
+    part = registry.find("metrics", name)
+    assert isinstance(part.facts["greater"], bool)
+    assert part.facts["wants"] in ("decision", "probability")
+    truth = np.repeat(np.arange(8), 5)
+    right = np.eye(8)[truth] * 0.9 + 0.0125
+    wrong = np.roll(right, 1, axis=0)[::-1]
+    metric = registry.build("metrics", name)
+    good, bad = (float(np.mean(metric(truth, values))) for values in (right, wrong))
+    assert np.isfinite([good, bad]).all()
+    assert (good > bad) == part.facts["greater"]
+
+
+@each("splits")
+def test_split_deals_every_row_by_its_seed(name: str) -> None:
+    facts = registry.facts("splits", name)
+    if facts.get("given"):
+        pytest.skip("reads the folds that are there")
+    split = registry.build("splits", name)
+    target = np.array([f"c{row % 3}" for row in range(60)])
+    group = np.array([f"g{row // 2}" for row in range(60)])
+    folds = split(target, group, 4, 0)
+    assert (folds.shape, folds.dtype) == ((60,), np.int64)
+    assert set(folds.tolist()) == {0, 1, 2, 3}
+    assert np.array_equal(folds, split(target, group, 4, 0))
+    assert not np.array_equal(folds, split(target, group, 4, 1))
+    if facts.get("groups"):
+        assert all(len(set(folds[group == one])) == 1 for one in set(group))
