@@ -1,0 +1,51 @@
+"""The door: ``python -m pipeline key=value …`` → a stage.
+
+Exit codes: 0 done, 2 the user can mend it, 1 our fault, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import traceback
+
+from pipeline.errors import UserError
+
+
+def main(words: list[str]) -> int:
+    """Run one command and return its exit code."""
+    try:
+        return command(words)
+    except UserError as problem:
+        if "debug=true" in words:
+            traceback.print_exc()
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = shlex.join(["./run.sh", *(word for word in words if word != "overwrite=true")])
+        print(f"\ninterrupted; all finished work is kept. Go on with: {again}", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        print("\nthis is a fault of the pipeline, not of your input; the lines above say where", file=sys.stderr)
+        return 1
+
+
+def command(words: list[str]) -> int:
+    """Parse the words, settle the config and run the stage."""
+    if words and words[0].lstrip("-") in ("help", "h"):
+        from pipeline.stages.help import show
+
+        show(" ".join(words[1:]))
+        return 0
+    from pipeline.config import compose, parse_arguments
+    from pipeline.stages import check_name, run_stage
+
+    arguments = parse_arguments(words)
+    check_name(arguments.get("stage", "all"))
+    run_stage(compose(arguments))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

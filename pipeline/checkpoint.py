@@ -1,0 +1,130 @@
+"""Checkpoints: ``last.ckpt`` holds a training's full state, ``best.ckpt`` the weights and blueprint that predict.
+
+Both hold tensors and plain Python only, so that they load with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pickle
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline import console
+from pipeline.artefacts import atomic, shown
+from pipeline.errors import UserError
+from pipeline.learner import Learner
+
+
+@dataclass
+class Progress:
+    """How far a training is: plain values, part of the checkpoint."""
+
+    epoch: int = 0
+    step: int = 0  # batches done in this epoch
+    updates: int = 0  # optimizer steps done; the schedule's clock
+    loss: float = 0.0  # sum over the steps of this epoch
+    best: float = -math.inf  # of the validation score, higher is better
+    best_epoch: int = -1
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class State:
+    """All that a checkpoint holds, and where it lies."""
+
+    learner: Learner
+    optimizer: Any
+    average: Any
+    scaler: Any
+    folder: Path
+
+    def save(self, progress: Progress) -> None:
+        """Write ``last.ckpt``: the full state, tensors and plain Python only."""
+        content = {
+            "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else {},
+            "progress": asdict(progress),
+        }
+        with atomic(self.folder / "last.ckpt") as handle:
+            torch.save(content, handle)
+
+    def load(self) -> Progress | None:
+        """Take up the state of ``last.ckpt``, if it is there."""
+        path = self.folder / "last.ckpt"
+        if not path.exists():
+            return None
+        content = load_checkpoint(path)
+        try:
+            self.learner.load_state_dict(content["learner"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.average.load_state_dict(content["average"])
+            if self.scaler and content["scaler"]:
+                self.scaler.load_state_dict(content["scaler"])
+            progress = Progress(**content["progress"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as fault:
+            raise UserError(
+                f"{shown(path)} does not fit this run ({fault}); delete it to train this fold anew"
+            ) from fault
+        console.say(f"  going on from {shown(path)}: epoch {progress.epoch + 1}, step {progress.step}")
+        return progress
+
+    def save_weights(self, path: Path, progress: Progress) -> None:
+        """Write the (averaged) network with its blueprint, for prediction."""
+        network = self.learner.network
+        with averaged(network, self.average):
+            content = {
+                "network": network.state_dict(),
+                "blueprint": network.blueprint.facts(),
+                "epoch": progress.epoch,
+                "updates": progress.updates,
+            }
+            with atomic(path) as handle:
+                torch.save(content, handle)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of tensors and plain Python; a damaged one is a UserError that names the next move."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as fault:
+        raise UserError(f"{shown(path)} does not exist; run stage=train for that fold first") from fault
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as fault:
+        reason = str(fault).splitlines()[0][:120] if str(fault) else type(fault).__name__
+        raise UserError(
+            f"{shown(path)} is damaged ({reason}); delete it, then run the same command again: "
+            "only what this file held is trained anew"
+        ) from fault
+    if not isinstance(content, dict):
+        raise UserError(f"{shown(path)} is no checkpoint of this pipeline; delete it and train again")
+    return content
+
+
+@contextlib.contextmanager
+def averaged(network: nn.Module, average: Any) -> Iterator[nn.Module]:
+    """The network in eval mode with its averaged weights; training weights come back afterwards."""
+    kept = {name: value.clone() for name, value in network.state_dict().items()} if average.state_dict() else None
+    was_training = network.training
+    if kept is not None:
+        average.apply_to(network)
+    network.eval()
+    try:
+        yield network
+    finally:
+        if kept is not None:
+            network.load_state_dict(kept)
+        network.train(was_training)
+
+
+def epoch_weights(folder: Path, epoch: int) -> Path:
+    """Where the weights after an epoch (1, 2, …) lie while select=common has not chosen one."""
+    return folder / f"epoch{epoch:03d}.ckpt"

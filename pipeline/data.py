@@ -1,0 +1,216 @@
+"""Rows to learn from, and the loader that turns them into batches: in order, augmented and prefetched by threads.
+
+Everything drawn at random is drawn from (seed, epoch, row), never from a stream, so that a run that is killed and goes
+on in mid-epoch sees exactly the batches it would have seen.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import registry
+from pipeline.config import Config
+from pipeline.hardware import physical_cores
+from pipeline.images import Images
+from pipeline.parts import augments
+
+
+@dataclass
+class Table:
+    """The rows that a member learns from.
+
+    rows: (N,) int64, places in the joined images (train, then test). targets: (N,) int64 or (N, C) float32, as the
+    task makes them. weights: (N,) float32. soft: (N, C) float32 soft labels of a teacher, or None; share: (N,) float32,
+    the part of the loss that is distilled from them.
+    """
+
+    rows: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    soft: np.ndarray | None = None
+    share: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, places: np.ndarray) -> Table:
+        """The rows at these places."""
+        return Table(*(None if part is None else part[places] for part in self._parts()))
+
+    def join(self, other: Table) -> Table:
+        """This table with another below it."""
+        pairs = zip(self._parts(), other._parts(), strict=True)
+        return Table(*(None if a is None or b is None else np.concatenate([a, b]) for a, b in pairs))
+
+    def _parts(self) -> tuple[Any, ...]:
+        return self.rows, self.targets, self.weights, self.soft, self.share
+
+
+@dataclass
+class Batch:
+    """A batch on the device: images (B, C, H, W) uint8 in channels_last; the rest as in ``Table``."""
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+    soft: torch.Tensor | None = None
+    share: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device, without waiting for the copy."""
+        parts = (self.images, self.targets, self.weights, self.soft, self.share)
+        return Batch(*(None if p is None else p.to(device, non_blocking=True) for p in parts))  # type: ignore[arg-type]
+
+
+class Joined:
+    """Several image stores behind each other, addressed by one row number."""
+
+    def __init__(self, stores: Sequence[Images]) -> None:
+        self.stores = stores
+        self.starts = np.cumsum([0, *(len(store) for store in stores)])
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) rows → (n, H, W, C) uint8."""
+        if len(self.stores) == 1 or (len(rows) and rows.max() < self.starts[1]):
+            return self.stores[0].take(rows)
+        which = np.searchsorted(self.starts, rows, side="right") - 1
+        parts = {int(w): self.stores[w].take(rows[which == w] - self.starts[w]) for w in np.unique(which)}
+        images = np.empty((len(rows), *next(iter(parts.values())).shape[1:]), dtype=np.uint8)
+        for store, part in parts.items():
+            images[which == store] = part
+        return images
+
+
+def draw(*numbers: int) -> np.random.Generator:
+    """A generator that depends on these numbers alone."""
+    return np.random.default_rng([int(number) for number in numbers])
+
+
+def row_seeds(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
+    """One seed a row in 0…2³²−1 from (seed, epoch, row), by the SplitMix64 finaliser (Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        mixed = rows.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(1 + epoch + (seed << 20))
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return ((mixed ^ (mixed >> np.uint64(31))) & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+
+class Loader:
+    """Batches of a table, epoch by epoch; any step of any epoch can be the first."""
+
+    def __init__(self, images: Joined, table: Table, config: Config) -> None:
+        self.images, self.table, self.seed = images, table, config.seed
+        self.batch_size = min(config.batch_size, len(table))
+        self.sampler = registry.build("samplers", config.sampler)
+        self.transforms = registry.build("augments", config.augment)(config.image_size)
+        self.waited = 0.0
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch; an incomplete last one is left out, since its rows would weigh more."""
+        return max(1, len(self.table) // self.batch_size)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The places of the table's rows in this epoch."""
+        return self.sampler(self.table.targets, draw(self.seed, epoch))
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from step ``start`` on, prepared ahead by a thread."""
+        order = self.order(epoch)
+
+        def batches() -> Iterator[Batch]:
+            with _Augmenter(self.transforms) as augment:
+                for step in range(start, self.steps):
+                    places = order[step * self.batch_size : (step + 1) * self.batch_size]
+                    yield self._batch(places, epoch, augment)
+
+        self.waited = 0.0
+        for batch, waited in prefetch(batches()):
+            self.waited += waited
+            yield batch
+
+    def _batch(self, places: np.ndarray, epoch: int, augment: _Augmenter) -> Batch:
+        part = self.table.take(places)
+        images = augment(self.images.take(part.rows), row_seeds(self.seed, epoch, places))
+        tensors = (None if p is None else torch.from_numpy(p) for p in part._parts()[1:])
+        return Batch(channels_first(images), *tensors)  # type: ignore[arg-type]
+
+
+class _Augmenter:
+    """Augments a batch image by image, on all cores; a sample's outcome depends on its seed alone."""
+
+    def __init__(self, transforms: list[Any]) -> None:
+        self.transforms = transforms
+        self.local = threading.local()
+        self.pool = ThreadPoolExecutor(physical_cores()) if transforms else None
+
+    def __call__(self, images: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        """(n, H, W, C) uint8 and (n,) seeds → (n, H, W, C) uint8."""
+        if self.pool is None:
+            return images
+        return np.stack(list(self.pool.map(self._one, images, seeds.tolist())))
+
+    def _one(self, image: np.ndarray, seed: int) -> np.ndarray:
+        if not hasattr(self.local, "run"):
+            self.local.run = augments.augmenter(self.transforms)
+        return self.local.run(image, seed)
+
+    def __enter__(self) -> _Augmenter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+
+def channels_first(images: np.ndarray) -> torch.Tensor:
+    """(n, H, W, C) array → (n, C, H, W) tensor over the same memory: channels_last for free."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def prefetch(items: Iterator[Any], depth: int = 3) -> Iterator[tuple[Any, float]]:
+    """The items, made ahead by a thread, each with the seconds that were spent waiting for it."""
+    ahead: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
+    stop, end = threading.Event(), object()
+
+    def put(entry: tuple[Any, BaseException | None]) -> bool:
+        while not stop.is_set():
+            try:
+                ahead.put(entry, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((end, None))
+        except BaseException as fault:
+            put((end, fault))
+
+    thread = threading.Thread(target=work, daemon=True, name="prefetch")
+    thread.start()
+    try:
+        while True:
+            began = time.perf_counter()
+            item, fault = ahead.get()
+            if fault is not None:
+                raise fault
+            if item is end:
+                return
+            yield item, time.perf_counter() - began
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,193 @@
+"""fit(): the training loop on Lightning Fabric. It knows no task, no teacher and no pseudo-label.
+
+Its whole state lies in ``last.ckpt``: a run that is killed goes on in mid-epoch and ends with the very same weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from pipeline import console, registry
+from pipeline.artefacts import shown
+from pipeline.checkpoint import Progress, State, averaged, epoch_weights
+from pipeline.config import Config
+from pipeline.data import Loader, draw
+from pipeline.errors import UserError
+from pipeline.hardware import Hardware
+from pipeline.journal import Journal
+from pipeline.learner import Learner
+
+CHECK_STEPS = 50  # steps between two looks at the loss for NaN; a look waits for the device
+
+
+Validate = Callable[[nn.Module], tuple[float, dict[str, float]]]
+"""The network in eval mode → (score, higher is better; what the log shows)."""
+
+
+def make_fabric(hardware: Hardware) -> Fabric:
+    """Fabric for one device in the run's training format."""
+    precision = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[hardware.precision]
+    number = hardware.device.partition(":")[2]
+    devices: Any = [int(number)] if number else 1
+    return Fabric(accelerator=hardware.kind, devices=devices, precision=precision)  # type: ignore[arg-type]
+
+
+def fit(
+    fabric: Fabric, learner: Learner, train: Loader, config: Config, folder: Path, validate: Validate | None
+) -> Progress:
+    """Train, and leave ``best.ckpt`` (weights for prediction), ``last.ckpt`` (full state) and ``log.csv`` in folder.
+
+    validate: scores the network after each epoch; None for a training on everything. Raises UserError when the loss
+    is not finite, KeyboardInterrupt after saving when asked to stop.
+    """
+    parameters = [p for p in learner.parameters() if p.requires_grad]
+    optimizer = registry.build("optims", config.optim)(parameters, config.lr)
+    schedule = registry.build("schedules", config.schedule)
+    module, optimizer = fabric.setup(learner.to(memory_format=torch.channels_last), optimizer)
+    average = registry.build("averages", config.average)(learner.network)
+    for options in optimizer.param_groups:
+        options["initial_lr"] = options["lr"]
+    state = State(learner, optimizer, average, getattr(fabric.strategy.precision, "scaler", None), folder)
+    progress = state.load() or Progress()
+    journal = Journal(folder, progress.history)
+    clock = Clock(config.train.checkpoint_seconds)
+    groups = math.ceil(train.steps / config.train.accumulate)  # the last one of an epoch may be smaller
+    total = config.epochs * groups
+
+    with stop_signals() as stopping, console.progress(folder.name, config.epochs * train.steps) as advance:
+        advance(progress.epoch * train.steps + progress.step)
+        while progress.epoch < config.epochs and not _out_of_patience(progress, config):
+            began, first = time.perf_counter(), progress.step
+            module.train()
+            running = torch.tensor(progress.loss, device=fabric.device)
+            for batch in train.epoch(progress.epoch, progress.step):
+                group, place = divmod(progress.step, config.train.accumulate)
+                size = min(config.train.accumulate, train.steps - group * config.train.accumulate)
+                factor = schedule(min(progress.updates, total - 1), total)
+                if place == 0:
+                    for options in optimizer.param_groups:
+                        options["lr"] = options["initial_lr"] * factor
+                    optimizer.zero_grad(set_to_none=True)
+                generator = _seed(config.seed, progress.epoch, progress.step)
+                with fabric.no_backward_sync(module, enabled=place + 1 < size):
+                    loss = module(batch.to(fabric.device), generator)
+                    fabric.backward(loss / size)
+                running += loss.detach()
+                if place + 1 == size:
+                    if config.train.clip_norm:
+                        fabric.clip_gradients(module, optimizer, max_norm=config.train.clip_norm)
+                    if _optimizer_step(optimizer, state.scaler):
+                        average.update(learner.network, progress.updates)
+                        progress.updates += 1  # a step that AMP skipped does not move the schedule
+                progress.step += 1
+                advance(1, f"loss {float(running) / progress.step:.4f}" if progress.step % CHECK_STEPS == 0 else "")
+                if progress.step % CHECK_STEPS == 0 or stopping() or clock.due():
+                    progress.loss = _finite(float(running), progress, config, folder)
+                if stopping() or clock.due():
+                    state.save(progress)
+                    clock.reset()
+                if stopping():
+                    raise KeyboardInterrupt
+            progress.loss = _finite(float(running), progress, config, folder)
+            row = _end_epoch(progress, state, config, validate)
+            images = (train.steps - first) * train.batch_size
+            lr = optimizer.param_groups[0]["lr"]
+            journal.add(row, lr, images, time.perf_counter() - began, train.waited)
+    journal.close()
+    if config.select != "best" or progress.best_epoch < 0:
+        state.save_weights(folder / "best.ckpt", progress)
+    state.save(progress)
+    return progress
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C and SIGTERM end the current step first; yields whether one came. A second one stops at once."""
+    came: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: the caller handles signals
+        before = {}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Clock:
+    """When the next checkpoint is due. The clock decides only when the state is saved, never what it is."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.reset()
+
+    def due(self) -> bool:
+        """Whether enough time has passed since the last save."""
+        return time.monotonic() - self.last >= self.seconds
+
+    def reset(self) -> None:
+        """Count from now."""
+        self.last = time.monotonic()
+
+
+def _seed(seed: int, epoch: int, step: int) -> Any:
+    """Seed torch (dropout, drop path) for this step and give numpy's generator for it (mixes)."""
+    generator = draw(seed, epoch, step)
+    torch.manual_seed(int(generator.integers(2**63)))
+    return generator
+
+
+def _optimizer_step(optimizer: Any, scaler: Any) -> bool:
+    """Step; False if the gradient scaler found infinities and left the step out."""
+    before = scaler.get_scale() if scaler else 1.0
+    optimizer.step()
+    return not scaler or scaler.get_scale() >= before
+
+
+def _finite(loss: float, progress: Progress, config: Config, folder: Path) -> float:
+    if math.isfinite(loss):
+        return loss
+    raise UserError(
+        f"the loss of {shown(folder)} is {loss} in epoch {progress.epoch + 1}, step {progress.step}; the last good "
+        f"checkpoint is kept. Try lr={config.lr / 10:g}, train.clip_norm=1 or precision=fp32, with overwrite=true"
+    )
+
+
+def _out_of_patience(progress: Progress, config: Config) -> bool:
+    waited = progress.epoch - 1 - progress.best_epoch
+    return bool(config.train.patience) and progress.best_epoch >= 0 and waited >= config.train.patience
+
+
+def _end_epoch(progress: Progress, state: State, config: Config, validate: Validate | None) -> dict[str, float]:
+    """Validate, keep the weights if they are the best so far, and move on to the next epoch."""
+    row = {"epoch": progress.epoch + 1, "loss": progress.loss / max(1, progress.step)}
+    if validate is not None:
+        with averaged(state.learner.network, state.average) as network:
+            score, shown_values = validate(network)
+        row |= shown_values
+        if score > progress.best:
+            progress.best, progress.best_epoch = score, progress.epoch
+            if config.select == "best":
+                state.save_weights(state.folder / "best.ckpt", progress)
+    progress.epoch, progress.step, progress.loss = progress.epoch + 1, 0, 0.0
+    if config.select == "common":
+        state.save_weights(epoch_weights(state.folder, progress.epoch), progress)
+    return row

@@ -1,0 +1,94 @@
+"""Number format, memory layout and threads: a fixed rule from the hardware and the input size (never a timing).
+
+The rule and its measurements are in docs/performance.md. ``precision=``, ``device=`` and ``train.threads=`` override
+it; what was chosen is written to the run's config, and later folds of the same run read it there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.errors import UserError
+
+SMALL_SIDE = 96  # below this side, casting to bf16 costs a CPU more in training than the products gain
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and in which format a run computes.
+
+    device: "cpu", "cuda", "cuda:1" or "mps". precision: "fp32", "bf16" or "fp16", for training; predict: the same for
+    prediction. threads: CPU threads, which are part of the result on a CPU, since sums depend on their order.
+    """
+
+    device: str
+    precision: str
+    predict: str
+    threads: int
+
+    @property
+    def kind(self) -> str:
+        """The accelerator without its number."""
+        return self.device.partition(":")[0]
+
+    def facts(self) -> dict[str, Any]:
+        """Plain values for the run's config."""
+        return dataclasses.asdict(self)
+
+
+def choose(config: Config) -> Hardware:
+    """The hardware format of a new run."""
+    device = _device(config.device)
+    train, predict = _formats(device, config.image_size)
+    if config.precision != "auto":
+        train = predict = config.precision
+    if train == "fp16" and device == "cpu":
+        raise UserError("precision=fp16, but a CPU trains in fp32 or bf16; choose one of these or precision=auto")
+    return Hardware(device, train, predict, config.train.threads or physical_cores())
+
+
+def physical_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start(hardware: Hardware) -> None:
+    """Fix the thread count and the deterministic kernels for this process."""
+    import torch
+
+    torch.set_num_threads(hardware.threads)
+    torch.backends.cudnn.benchmark = False  # it picks kernels by timing: two runs would differ
+    torch.backends.cudnn.deterministic = True
+    if hardware.kind == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, number = asked.partition(":")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind not in there or (number and not number.isdigit()):
+        raise UserError(f"device={asked}, but device is auto, cpu, cuda, cuda:N or mps")
+    if not there[kind] or (number and kind == "cuda" and int(number) >= torch.cuda.device_count()):
+        raise UserError(f"device={asked}, but this machine has no such device; device=auto takes what is there")
+    return asked
+
+
+def _formats(device: str, image_size: int) -> tuple[str, str]:
+    """(training, prediction) format of a device; the products of prediction gain from bf16 at every size."""
+    import torch
+
+    if device.startswith("cuda"):
+        major = torch.cuda.get_device_capability(torch.device(device))[0]
+        both = "bf16" if major >= 8 else "fp16" if major >= 7 else "fp32"
+        return both, both
+    if device == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return ("bf16" if image_size >= SMALL_SIDE else "fp32"), "bf16"
+    return "fp32", "fp32"

@@ -1,0 +1,61 @@
+"""Model and loss as one module: a batch in, one loss out. Mixing and distillation live here; the loop knows neither."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline import registry
+from pipeline.config import Config
+from pipeline.data import Batch
+from pipeline.network import Network
+from pipeline.parts.losses import distillation
+
+
+class Learner(nn.Module):
+    """network + loss (+ soft labels of a teacher): ``forward`` gives the weighted mean loss of a batch."""
+
+    def __init__(self, network: Network, config: Config) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = registry.build("losses", config.loss)
+        self.mix = registry.build("mixes", config.mix) if mixes(config) else None
+        self.temperature = config.train.temperature
+
+    def forward(self, batch: Batch, generator: np.random.Generator) -> torch.Tensor:
+        """The mean loss of a batch, each row by its weight; generator draws what a mix draws."""
+        images = self.network.prepare(batch.images)
+        if self.mix is not None:
+            images, batch = self._mixed(images, batch, generator)
+        outputs = self.network.outputs(images)
+        rows = self.loss(outputs, batch.targets)
+        if batch.soft is not None and batch.share is not None:
+            taught = distillation(outputs, batch.soft, temperature=self.temperature)
+            rows = (1 - batch.share) * rows + batch.share * taught
+        return (rows * batch.weights).sum() / batch.weights.sum()
+
+    def _mixed(self, images: torch.Tensor, batch: Batch, generator: np.random.Generator) -> tuple[torch.Tensor, Batch]:
+        """Mix all that belongs to a row in the same way: its image, target, weight, soft label and share."""
+        assert self.mix is not None
+        parts = [batch.targets, batch.weights[:, None]]
+        if batch.soft is not None and batch.share is not None:
+            parts += [batch.soft, batch.share[:, None]]
+        images, mixed = self.mix(images, torch.cat(parts, dim=1), generator)
+        targets, weights, *taught = mixed.split([part.shape[1] for part in parts], dim=1)
+        soft, share = (taught[0], taught[1][:, 0]) if taught else (None, None)
+        return images, Batch(batch.images, targets, weights[:, 0], soft, share)
+
+
+def mixes(config: Config) -> bool:
+    """Whether the config mixes images, and so needs targets as probabilities."""
+    return registry.parse(config.mix).name != "none"
+
+
+def initial_loss(config: Config, outputs: int) -> float | None:
+    """What the loss declares for a new model that knows nothing, or None."""
+    part, call = registry.bind("losses", config.loss)
+    declared: Any = part.load().facts.get("initial")
+    return None if declared is None else float(declared(outputs, **call.arguments))

@@ -1,0 +1,264 @@
+"""Normalisation → backbone → pool → head as one module, rebuilt for prediction from what its checkpoint carries."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline import backbone_names, registry
+from pipeline.errors import UserError, some
+from pipeline.torchvision_fix import fix_torchvision
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """All that is needed to build a network again; it travels inside the checkpoint (law 4).
+
+    mean, std: per channel, of pixels in 0…1. columns: what the outputs mean, in order.
+    """
+
+    backbone: str
+    pool: str
+    head: str
+    channels: int
+    image_size: int
+    resize: str
+    mean: list[float]
+    std: list[float]
+    columns: list[str]
+
+    def facts(self) -> dict[str, Any]:
+        """Plain values for the checkpoint."""
+        return asdict(self)
+
+
+class Normalise(nn.Module):
+    """uint8 pixels → floats of mean 0 and deviation 1, in the number format of the network that follows."""
+
+    def __init__(self, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        shape = (1, len(mean), 1, 1)
+        self.register_buffer("scale", (1 / (255 * torch.tensor(std))).view(shape), persistent=False)
+        self.register_buffer("shift", (-torch.tensor(mean) / torch.tensor(std)).view(shape), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) uint8 or float in 0…255 → the same shape, float."""
+        return images.to(self.scale.dtype).mul(self.scale).add_(self.shift)
+
+
+class Network(nn.Module):
+    """(B, C, H, W) uint8 images → (B, outputs) raw outputs, float32."""
+
+    def __init__(self, blueprint: Blueprint, backbone: nn.Module, features: int) -> None:
+        super().__init__()
+        self.blueprint = blueprint
+        self.normalise = Normalise(blueprint.mean, blueprint.std)
+        self.backbone = backbone
+        self.pool = registry.build("pools", blueprint.pool)(features)
+        self.head = registry.build("heads", blueprint.head)(self.pool.features, len(blueprint.columns))
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised floats, where mixes of a batch act."""
+        return self.normalise(images)
+
+    def outputs(self, prepared: torch.Tensor) -> torch.Tensor:
+        """Raw outputs of normalised images."""
+        features = self.backbone(prepared)
+        if not torch.is_autocast_enabled(features.device.type):
+            features = features.to(next(self.head.parameters()).dtype)  # prediction keeps pool and head in fp32
+        return self.head(self.pool(features)).float()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images → raw outputs."""
+        return self.outputs(self.prepare(images))
+
+
+class TimmBackbone(nn.Module):
+    """A timm model as a map (B, F, h, w); models without such a map are pooled by their own means to (B, F, 1, 1)."""
+
+    def __init__(self, name: str, arguments: dict[str, Any], channels: int, image_size: int, pretrained: bool) -> None:
+        super().__init__()
+        common = {**_size_argument(name, image_size), **arguments, "in_chans": channels, "num_classes": 0}
+        self.model = _create(name, pretrained, {**common, "global_pool": ""})
+        shape = _output_shape(self.model, channels, image_size)
+        self.pooled = len(shape) != 4 or shape[1] < shape[3]  # tokens (B, N, F), or a map with channels last
+        if self.pooled:
+            state = self.model.state_dict()
+            self.model = _create(name, False, common)
+            self.model.load_state_dict(state)
+            shape = _output_shape(self.model, channels, image_size)
+        self.num_features = shape[1]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) float → (B, F, h, w)."""
+        features = self.model(images)
+        return features[:, :, None, None] if self.pooled else features
+
+
+def new(blueprint: Blueprint, pretrained: bool, weights: str) -> Network:
+    """A network to train: with timm's weights, those of a file, or random ones (from torch's current seed)."""
+    network = build(blueprint, pretrained=pretrained and not weights)
+    if weights:
+        load_weights(network.backbone, Path(weights))
+    return network
+
+
+def build(blueprint: Blueprint, pretrained: bool = False) -> Network:
+    """The network of a blueprint."""
+    name, arguments = backbone_names.split(blueprint.backbone)
+    if name in registry.parts("backbones"):
+        backbone = registry.build("backbones", blueprint.backbone)(blueprint.channels)
+        if pretrained:
+            raise UserError(f"pretrained=true, but {name} has no pretrained weights; add pretrained=false")
+    else:
+        backbone = TimmBackbone(name, arguments, blueprint.channels, blueprint.image_size, pretrained)
+    return Network(blueprint, backbone, backbone.num_features)
+
+
+def from_checkpoint(content: dict[str, Any]) -> Network:
+    """The network of a ``best.ckpt``, with its weights, ready to predict."""
+    network = build(Blueprint(**content["blueprint"]))
+    network.load_state_dict(content["network"])
+    return network.eval()
+
+
+def for_prediction(network: Network, dtype: torch.dtype) -> Network:
+    """A copy with BatchNorm folded into the convolutions and the backbone in a fast format; pool and head stay fp32.
+
+    The head's products are few, and outputs rounded to bf16 would tie ranks.
+    """
+    fast = copy.deepcopy(network).eval().requires_grad_(False)
+    fast.backbone = fold_batchnorm(fast.backbone)
+    fast.normalise.to(dtype)
+    fast.backbone.to(dtype)
+    return fast.to(memory_format=torch.channels_last)
+
+
+def normalisation(backbone: str, channels: int) -> tuple[list[float], list[float]]:
+    """The mean and deviation, per channel, that a backbone's pretrained weights expect; ImageNet's if it names none."""
+    name, _ = backbone_names.split(backbone)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    if name not in registry.parts("backbones"):
+        timm = _timm()
+        config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+        mean, std = (config.mean, config.std) if config else (mean, std)
+    if channels != 3:
+        return [sum(mean) / len(mean)] * channels, [sum(std) / len(std)] * channels
+    return list(mean), list(std)
+
+
+def load_weights(backbone: nn.Module, path: Path) -> None:
+    """Load a local state dict (.safetensors, .pth) into a backbone; classifier entries are left out.
+
+    Raises UserError if the file is missing, is no plain state dict, or fits less than half of the backbone.
+    """
+    state = _read_state(path)
+    own = backbone.state_dict()
+    prefix = "model." if all(key.startswith("model.") for key in own) else ""
+    found = {}
+    for key, value in state.items():
+        for name in (key, prefix + key, key.removeprefix("module."), prefix + key.removeprefix("backbone.")):
+            if name in own and own[name].shape == value.shape:
+                found[name] = value
+    if len(found) < len(own) / 2:
+        raise UserError(
+            f"weights={path} fits {len(found)} of the backbone's {len(own)} tensors; it holds {some(state)}; "
+            "give the state dict of the same backbone"
+        )
+    backbone.load_state_dict({**own, **found})
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as fault:
+        raise UserError(f"weights={path} does not exist") from fault
+    except Exception as fault:
+        raise UserError(f"weights={path} is no state dict that loads safely: {fault}") from fault
+    for key in ("state_dict", "model", "network"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    return {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def _timm() -> Any:
+    fix_torchvision()
+    import timm
+
+    return timm
+
+
+def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    timm = _timm()
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except TypeError as fault:
+        raise UserError(f"backbone={name}: {fault}") from fault
+    except Exception as fault:
+        if not pretrained:
+            raise UserError(f"backbone={name} cannot be built: {fault}") from fault
+        raise UserError(
+            f"the pretrained weights of {name} cannot be had ({type(fault).__name__}: {str(fault).splitlines()[0]}); "
+            "without a network give a local file, weights=FILE.safetensors, or start from random weights, "
+            "pretrained=false"
+        ) from fault
+
+
+def _size_argument(name: str, image_size: int) -> dict[str, Any]:
+    """Models with a fixed input size (ViT, Swin) are built for ours."""
+    timm = _timm()
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+
+
+def _output_shape(model: nn.Module, channels: int, image_size: int) -> tuple[int, ...]:
+    state = model.training
+    with torch.no_grad():
+        shape = tuple(model.eval()(torch.zeros(2, channels, image_size, image_size)).shape)
+    model.train(state)
+    return shape
+
+
+def fold_batchnorm(module: nn.Module) -> nn.Module:
+    """The module in eval mode with each BatchNorm that follows a convolution folded into it; itself if there is none
+    or the model is untraceable.
+
+    torch.fx finds the pairs, timm's BatchNormAct2d (norm and activation in one) among them, since neighbours in the
+    code need not be neighbours in the computation.
+    """
+    from torch import fx
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    class Tracer(fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return isinstance(m, nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+
+    try:
+        traced = fx.GraphModule(module, Tracer().trace(module))
+    except Exception:  # a model that branches on its data is not traceable, and predicts unfolded
+        return module
+    modules, folded = dict(traced.named_modules()), 0
+    for node in traced.graph.nodes:
+        source = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) > 1:
+            continue
+        convolution, norm = modules[str(source.target)], modules[str(node.target)]
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+            traced.set_submodule(str(source.target), fuse_conv_bn_eval(convolution, norm))
+            traced.set_submodule(str(node.target), _after_norm(norm))
+            folded += 1
+    return traced if folded else module
+
+
+def _after_norm(norm: nn.BatchNorm2d) -> nn.Module:
+    """What is left of a folded norm: timm's fused ones still drop and activate."""
+    return nn.Sequential(*(getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)))

@@ -1,0 +1,232 @@
+"""Runs on disk: what defines one, what it was trained on, and its predictions. No torch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import artefacts
+from pipeline.artefacts import Predictions, shown
+from pipeline.competition import Competition, asked_folds, load, read_folds
+from pipeline.config import Config, keys, replace, root, scoped
+from pipeline.errors import UserError, some
+
+LIBRARIES = ("torch", "timm", "albumentations", "numpy", "opencv-python-headless")
+HEADER = "# Written by stage=train: what defines this run and what it was trained on. Edit configs/, not this file.\n"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment over all folds, and the competition it belongs to."""
+
+    config: Config
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        """``runs/<competition>/<run>``."""
+        return artefacts.run_folder(self.config, self.name)
+
+    @cached_property
+    def competition(self) -> Competition:
+        """The competition's tables."""
+        return load(self.config)
+
+    @cached_property
+    def folds(self) -> np.ndarray:
+        """(N,) fold of each training row."""
+        return read_folds(self.config, self.competition)
+
+    @property
+    def count(self) -> int:
+        """The number of folds."""
+        return int(self.folds.max()) + 1
+
+    @property
+    def file(self) -> Path:
+        """The run's ``config.yaml``."""
+        return self.folder / "config.yaml"
+
+    def member(self, held_out: tuple[int, ...]) -> Path:
+        """The folder of the member that did not learn from these folds."""
+        return artefacts.member_folder(self.folder, held_out)
+
+    def asked(self) -> list[tuple[int, ...]]:
+        """The members that ``fold=`` asks for, each by the folds it does not learn from."""
+        folds = asked_folds(self.config, self.count)
+        return [()] if folds == "full" else [(fold,) for fold in folds]
+
+    def stored(self) -> dict[str, Any]:
+        """What config.yaml says: settings, hardware, inputs, versions, commit; empty before the first training."""
+        from pipeline.config import read_yaml
+
+        return dict(read_yaml(self.file.relative_to(root()))) if self.file.is_file() else {}
+
+    def inputs(self) -> dict[str, str]:
+        """Fingerprints of all that the run learns from besides its settings."""
+        found = {"competition": self.competition.fingerprint, "folds": artefacts.fingerprint(self.folds.tolist())}
+        for name in ("train.labels", "train.soft", "weights"):
+            text = scoped(self.config, "run")[name]
+            if text:
+                found[name] = _digest(root() / text, name)
+        return found
+
+    def settle(self) -> dict[str, Any]:
+        """Write config.yaml for a new run; for an old one make sure that nothing that defines it has changed.
+
+        Returns the stored content. Raises UserError that shows the difference and offers run=NAME.
+        """
+        self.clear()
+        settings, inputs, stored = scoped(self.config, "run"), self.inputs(), self.stored()
+        if stored:
+            self._compare(settings, inputs, stored)
+            return stored
+        from pipeline import hardware
+
+        content = {
+            "settings": settings,
+            "hardware": hardware.choose(self.config).facts(),
+            "inputs": inputs,
+            "versions": {name: _version(name) for name in LIBRARIES},
+            "commit": artefacts.commit(),
+        }
+        write_yaml(self.file, content)
+        return content
+
+    def clear(self) -> None:
+        """Remove the run's folder, if the user asked for it with overwrite=true."""
+        if self.config.overwrite and self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def keep(self, what: str) -> None:
+        """Refuse to change what an existing run was trained on; what: the thing that came out differently."""
+        if self.stored():
+            raise UserError(f"{what} came out differently than when the run {self.name} was trained; {self._way()}")
+
+    def _way(self) -> str:
+        return f"name a new run, run={self.name}-2, or replace this one, overwrite=true"
+
+    def _compare(self, settings: dict[str, Any], inputs: dict[str, str], stored: dict[str, Any]) -> None:
+        before = stored.get("settings", {})
+        changed = [f"{key}: {before.get(key)} → {value}" for key, value in settings.items() if before.get(key) != value]
+        if changed:
+            raise UserError(f"the run {self.name} was made with other settings ({some(changed, 8)}); {self._way()}")
+        moved = [key for key, value in inputs.items() if stored.get("inputs", {}).get(key) != value]
+        if moved:
+            raise UserError(f"the run {self.name} was made from other data ({', '.join(moved)} changed); {self._way()}")
+
+    def fingerprint(self) -> str:
+        """What every result of this run depends on: settings, inputs and number format."""
+        stored = self.stored()
+        return artefacts.fingerprint(*(stored.get(part) for part in ("settings", "inputs", "hardware")))
+
+    def as_trained(self) -> Config:
+        """The config with the settings that the run was made with, whatever the command line says."""
+        stored = self.stored()
+        if not stored:
+            raise UserError(f"the run {self.name} does not exist; train it first: ./run.sh stage=train run={self.name}")
+        known = {key.replace(".", "__"): value for key, value in stored["settings"].items() if key in keys()}
+        return replace(self.config, run=self.name, **known)
+
+    # --- predictions ---
+
+    def oof(self) -> Predictions:
+        """Predictions of all training rows by the member that did not learn from them, in the table's order."""
+        members = [Predictions.load(self.need((fold,), "oof.npz")) for fold in range(self.count)]
+        ids = self.competition.train["id"].to_numpy()
+        for fold, member in enumerate(members):
+            if set(member.ids.tolist()) != set(ids[self.folds == fold].tolist()):
+                path = shown(self.member((fold,)) / "oof.npz")
+                raise UserError(f"{path} holds other rows than fold {fold}; run stage=predict run={self.name} again")
+        return Predictions.concat(members).align(ids, f"OOF of {self.name}")
+
+    def tests(self) -> list[Predictions]:
+        """Test predictions of each fold's member, in the table's order.
+
+        A member that learned pseudo-labels of test rows with ``pseudo.crossfit`` speaks only for its own part of them:
+        then all entries are the same, put together from the parts.
+        """
+        ids = self.competition.test["id"].to_numpy()
+        members = [
+            Predictions.load(self.need((fold,), "test.npz")).align(ids, f"test predictions of {self.name}")
+            for fold in range(self.count)
+        ]
+        if not members[0].made_by.get("crossfit"):
+            return members
+        part = test_parts(len(ids), self.count, self.config.folds.seed)
+        values = np.stack([m.values for m in members])[part, np.arange(len(ids))]
+        return [Predictions(ids, values, members[0].space, members[0].made_by)] * self.count
+
+    def full_test(self) -> Predictions | None:
+        """Test predictions of the member that was trained on everything, if there is one; it has no CV."""
+        path = self.member(()) / "test.npz"
+        return Predictions.load(path).align(self.competition.test["id"].to_numpy()) if path.exists() else None
+
+    def predicted(self) -> bool:
+        """Whether OOF and test predictions of every fold are there."""
+        members = [self.member((fold,)) for fold in range(self.count)]
+        return all((m / name).exists() for m in members for name in ("oof.npz", "test.npz"))
+
+    def need(self, held_out: tuple[int, ...], name: str) -> Path:
+        """The path of a member's predictions; UserError with the command that makes them if they are missing."""
+        path = self.member(held_out) / name
+        if not path.exists():
+            fold = held_out[0]
+            raise UserError(
+                f"{shown(path)} is missing: run {self.name} has no predictions of fold {fold}; make them with "
+                f"./run.sh stage=train fold={fold} run={self.name}, then ./run.sh stage=predict run={self.name}"
+            )
+        return path
+
+    # --- status ---
+
+    @property
+    def rejected(self) -> str:
+        """Why later steps leave this run out, or an empty text."""
+        path = self.folder / "status.json"
+        return str(artefacts.read_json(path).get("rejected", "")) if path.exists() else ""
+
+    def reject(self, why: str) -> None:
+        """Keep the run on disk, but out of later steps."""
+        artefacts.write_json(self.folder / "status.json", {"rejected": why})
+
+
+def test_parts(rows: int, count: int, seed: int) -> np.ndarray:
+    """(rows,) the part of the test set, 0…count−1, of each test row: equal parts, at random."""
+    return np.random.default_rng([seed, rows, count]).permutation(rows) % count
+
+
+def predicted_runs(config: Config) -> list[Run]:
+    """The runs of the competition with predictions of every fold, by name; rejected ones are left out."""
+    folder = artefacts.runs_folder(config)
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name != "level2") if folder.is_dir() else []
+    runs = [Run(config, name) for name in names if not name.startswith(".")]
+    return [run for run in runs if run.predicted() and not run.rejected]
+
+
+def write_yaml(path: Path, content: dict[str, Any]) -> None:
+    """Write plain values as YAML, atomically, keys in their given order."""
+    import yaml
+
+    artefacts.write_text(path, HEADER + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _digest(path: Path, name: str) -> str:
+    if path.is_dir():
+        return artefacts.fingerprint({p.name: artefacts.file_digest(p) for p in sorted(path.iterdir())})
+    if not path.is_file():
+        raise UserError(f"{name}={path} does not exist")
+    return artefacts.file_digest(path)

@@ -1,0 +1,82 @@
+"""All: the recipe, an ordered list of stages; finished steps are skipped, an interrupted one goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline import artefacts, console, stages
+from pipeline.config import Config, compose, read_yaml, replace
+from pipeline.console import Outcome, say
+from pipeline.errors import UserError, some
+from pipeline.stages.sanity import CheckFailed
+
+
+def run(config: Config) -> list[Outcome]:
+    """Run the recipe's steps in order and print the closing table."""
+    steps = plan(config)
+    outcomes: list[Outcome] = []
+    try:
+        for number, step in enumerate(steps, 1):
+            say(f"[{number}/{len(steps)}] {step.stage} {step.model if len(config.models) > 1 else ''}".rstrip())
+            outcomes += run_step(step)
+    finally:
+        if outcomes:
+            say(f"\n{console.table(outcomes)}\n")
+    rows = [{k: v for k, v in vars(outcome).items() if k not in ("seconds", "reused")} for outcome in outcomes]
+    artefacts.write_json(artefacts.runs_folder(config) / f"recipe-{config.recipe}.json", rows)
+    return outcomes
+
+
+def run_step(step: Config) -> list[Outcome]:
+    """Run one step; a failed sanity check warns, since a recipe must end."""
+    try:
+        return stages.run_stage(step)
+    except CheckFailed as failed:
+        console.warn(str(failed))
+        return [Outcome(step.stage, artefacts.run_name(step), note="a check failed, see above")]
+
+
+def plan(config: Config) -> list[Config]:
+    """The settings of every step, checked before the first one starts."""
+    if config.fold != ["all"]:
+        raise UserError(
+            f"stage=all runs all folds, but fold={','.join(config.fold)}; leave fold out, or run the stages alone"
+        )
+    path = Path(f"configs/recipe/{config.recipe}.yaml")
+    content = read_yaml(path)
+    listed = content.get("steps") if isinstance(content, dict) else None
+    if not isinstance(listed, list) or not listed:
+        raise UserError(f"{path} must hold steps: a list of stages, such as - stage: train")
+    return [settings for step in listed for settings in _expand(config, _mapping(step, path), path)]
+
+
+def _expand(config: Config, step: dict[str, Any], path: Path) -> list[Config]:
+    """model: all gives a step for each of models; first and last name one of them."""
+    stage = str(step.pop("stage"))
+    stages.check_name(stage)
+    if stage == "all":
+        raise UserError(f"{path}: a recipe cannot hold stage: all")
+    given = config.arguments.get("model")
+    models = [given] if given else config.models
+    names = {"all": models, "first": models[:1], "last": models[-1:]}
+    wanted = step.pop("model", "first")
+    chosen = names.get(wanted, [given or wanted])
+    arguments = {k: v for k, v in config.arguments.items() if k not in ("stage", "model", "run")}
+    run = config.arguments.get("run", "")
+    settings = []
+    for model in chosen:
+        own = compose(arguments, {**step, "model": model})
+        name = own.run or (f"{run}-{model}" if run and len(models) > 1 else run)
+        settings.append(replace(own, stage=stage, run=name))
+    return settings
+
+
+def _mapping(step: Any, path: Path) -> dict[str, Any]:
+    if isinstance(step, str):
+        return {"stage": step}
+    if not isinstance(step, dict) or "stage" not in step:
+        raise UserError(
+            f"{path}: {step!r} is no step; write - stage: NAME with the keys it changes, of {some(stages.names(), 20)}"
+        )
+    return dict(step)

@@ -1,0 +1,139 @@
+"""Distil: a student learns from a teacher run's soft labels and the truth; fold-safe, any backbones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import artefacts, evaluate
+from pipeline.artefacts import Predictions, shown
+from pipeline.config import Config, replace, root
+from pipeline.console import Outcome, say
+from pipeline.errors import UserError
+from pipeline.runs import Run, predicted_runs
+from pipeline.stages import predict, train
+from pipeline.tasks import Task, task_for
+
+LEAK = {
+    "member": "",
+    "oof": "second-order leak: soft labels from OOF",
+    "pair": "",
+}
+
+
+def run(config: Config) -> list[Outcome]:
+    """Train and predict the run ``<student>-distilled`` from the teachers' soft labels."""
+    began = time.perf_counter()
+    if config.fold == ["full"]:
+        raise UserError("stage=distill teaches the members of folds; fold=full has none: use fold=all")
+    name = config.run or f"{config.model}-distilled"
+    teachers = find_teachers(config, name)
+    student = Run(config, name)
+    student.clear()
+    folder = student.folder / "soft"
+    names = "+".join(teacher.name for teacher in teachers)
+    say(f"distill {name}: teacher {names}, source={config.distill.source}")
+    write_soft_labels(student, teachers, folder)
+
+    settings = replace(
+        config,
+        run=name,
+        overwrite=False,
+        fold=["all"],
+        train__soft=str(folder.relative_to(root())),
+        train__temperature=config.distill.temperature,
+        train__alpha=config.distill.alpha,
+    )
+    trained, predicted = train.run(settings)[0], predict.run(settings)[0]
+    note = "; ".join(filter(None, [f"teacher {names}", LEAK[config.distill.source]]))
+    reused = trained.reused and predicted.reused
+    return [Outcome("distill", name, predicted.score, "", "", time.perf_counter() - began, note, reused)]
+
+
+def find_teachers(config: Config, student: str) -> list[Run]:
+    """The named runs, or the predicted run with the best OOF score that is no student."""
+    if config.distill.teacher:
+        return [Run(config, name) for name in config.distill.teacher]
+    runs = [r for r in predicted_runs(config) if r.name != student and not r.name.endswith("-distilled")]
+    if not runs:
+        raise UserError(
+            "there is no predicted run to learn from; run stage=train and stage=predict, or distill.teacher=RUN"
+        )
+    task = task_for(config, runs[0].competition)
+    truth = task.targets(runs[0].competition.train["target"].to_numpy())
+    metric = evaluate.metric(config.metric)
+    scores = [metric(truth, teacher.oof().values) * (1 if metric.greater else -1) for teacher in runs]
+    return [runs[int(np.argmax(scores))]]
+
+
+def write_soft_labels(student: Run, teachers: list[Run], folder: Path) -> None:
+    """``soft/fold<k>.npz`` for each student member k: the teachers' mean, from what may label member k's rows."""
+    config, task = student.config, task_for(student.config, student.competition)
+    teach = SOURCES[config.distill.source]
+    parents = [t.need((fold,), "test.npz").parent for t in teachers for fold in range(t.count)]
+    facts = [artefacts.file_digest(p / n) for p in parents for n in ("test.npz", "oof.npz")]
+    print_ = artefacts.fingerprint(config.distill.source, config.distill.unlabelled, [t.name for t in teachers], facts)
+    files = [folder / f"fold{fold}.npz" for fold in range(teachers[0].count)]
+    if artefacts.finished(folder.parent / "soft.json", print_, *files):
+        return
+    student.keep(shown(folder))
+    for fold, file in enumerate(files):
+        _mean([teach(teacher, task, fold) for teacher in teachers]).save(file)
+        if config.distill.unlabelled:
+            tests = [Predictions.load(teacher.need((fold,), "test.npz")) for teacher in teachers]
+            _mean(tests).save(folder / f"fold{fold}-test.npz")
+    artefacts.finish(folder.parent / "soft.json", print_)
+
+
+def _mean(taught: list[Predictions]) -> Predictions:
+    values = np.mean([own.align(taught[0].ids).values for own in taught], axis=0)
+    return Predictions(taught[0].ids, values, taught[0].space)
+
+
+# --- who labels the training rows of student k --------------------------------------------------------------------
+
+
+def from_member(teacher: Run, task: Task, fold: int) -> Predictions:
+    """The teacher's member k labels the rows it learned from: strict, but in-sample and so rather sure."""
+    return _by_member(teacher, task, (fold,), np.flatnonzero(teacher.folds != fold))
+
+
+def from_oof(teacher: Run, task: Task, fold: int) -> Predictions:
+    """The teacher's OOF: softer, but made by members that learned from fold k (a second-order leak)."""
+    oof, rows = teacher.oof(), np.flatnonzero(teacher.folds != fold)
+    return Predictions(oof.ids[rows], oof.values[rows], oof.space)
+
+
+def from_pairs(teacher: Run, task: Task, fold: int) -> Predictions:
+    """Teachers without folds j and k label fold j for student k: strict and out-of-sample, K(K−1)/2 trainings."""
+    labelled = []
+    for other in range(teacher.count):
+        if other != fold:
+            pair = (min(fold, other), max(fold, other))
+            train.train(Run(teacher.as_trained(), teacher.name), pair)
+            labelled.append(_by_member(teacher, task, pair, np.flatnonzero(teacher.folds == other)))
+    return Predictions.concat(labelled)
+
+
+SOURCES: dict[str, Callable[[Run, Task, int], Predictions]] = {
+    "member": from_member, "oof": from_oof, "pair": from_pairs,
+}  # fmt: skip
+
+
+def _by_member(teacher: Run, task: Task, held_out: tuple[int, ...], rows: np.ndarray) -> Predictions:
+    from pipeline.hardware import Hardware
+    from pipeline.prediction import Member
+
+    folder = teacher.member(held_out)
+    if not (folder / "best.ckpt").exists():
+        raise UserError(
+            f"{shown(folder / 'best.ckpt')} is missing, so {teacher.name} cannot label rows anew (an adopted run has "
+            "no models); use distill.source=oof, or another distill.teacher"
+        )
+    config = teacher.as_trained()
+    member = Member(folder, config, teacher.competition, task, Hardware(**teacher.stored()["hardware"]))
+    ids = teacher.competition.train["id"].to_numpy()[rows]
+    return Predictions(ids, member.merge(member.train_rows(rows)), task.space)

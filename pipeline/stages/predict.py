@@ -1,0 +1,138 @@
+"""Predict: out-of-fold and test rows by each fold's member, under views and scales, with the gain of each."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import artefacts, evaluate
+from pipeline.artefacts import Predictions, shown
+from pipeline.config import Config, scoped
+from pipeline.console import Outcome, say, warn
+from pipeline.errors import UserError
+from pipeline.parts.views import check_symmetry
+from pipeline.runs import Run
+from pipeline.tasks import Task, task_for
+
+APART = 0.1  # mean confidence on test this far below that on OOF is worth a warning
+
+
+def run(config: Config) -> list[Outcome]:
+    """Write oof.npz and test.npz of the members that ``fold=`` asks for; print what views and scales gained."""
+    began = time.perf_counter()
+    check_symmetry(config.views, config.symmetry, "views", config.competition)
+    run = Run(config, artefacts.run_name(config))
+    run = Run(run.as_trained(), run.name)
+    task = task_for(config, run.competition)
+    reused = [predict(run, task, held_out) for held_out in run.asked()]
+    return [report(run, task, time.perf_counter() - began, all(reused))]
+
+
+def predict(run: Run, task: Task, held_out: tuple[int, ...]) -> bool:
+    """Predict with one member unless that is done; returns whether it was."""
+    folder = run.member(held_out)
+    trained = _trained(run, folder, held_out)
+    print_ = artefacts.fingerprint(trained, scoped(run.config, "predict"), crossfit(run.config))
+    outputs = [folder / "test.npz", *([folder / "oof.npz"] if held_out else [])]
+    if artefacts.finished(folder / "predict.json", print_, *outputs):
+        return True
+    from pipeline.hardware import Hardware
+    from pipeline.prediction import Member
+
+    say(f"predict {run.name} {folder.name}")
+    with artefacts.locked(folder):
+        member = Member(folder, run.config, run.competition, task, Hardware(**run.stored()["hardware"]))
+        made_by = {
+            "run": run.name, "member": folder.name, "views": run.config.views, "scales": run.config.scales,
+            "merge": run.config.merge, "epoch": member.epoch, "commit": artefacts.commit(),
+            **({"crossfit": True} if crossfit(run.config) else {}),
+        }  # fmt: skip
+        if held_out:
+            _predict_own_fold(run, member, held_out, folder, made_by)
+        ids = run.competition.test["id"].to_numpy()
+        Predictions(ids, member.merge(member.test_rows()), task.space, made_by).save(folder / "test.npz")
+        artefacts.finish(folder / "predict.json", print_)
+    return False
+
+
+def _predict_own_fold(run: Run, member, held_out: tuple[int, ...], folder: Path, made_by: dict) -> None:
+    rows = np.flatnonzero(np.isin(run.folds, held_out))
+    ids = run.competition.train["id"].to_numpy()[rows]
+    values = member.train_rows(rows)
+    Predictions(ids, member.merge(values), member.task.space, made_by).save(folder / "oof.npz")
+    if len(values) > 1:  # what each view and scale says alone, for the table of gains
+        with artefacts.atomic(folder / "oof_views.npz") as handle:
+            np.savez(handle, values=values, ids=np.asarray(ids, dtype=np.str_), labels=np.array(member.labels()))
+
+
+def crossfit(config: Config) -> bool:
+    """Whether each part of the test rows must be predicted by the member that did not learn from it."""
+    return bool(config.train.labels) and config.pseudo.crossfit
+
+
+def _trained(run: Run, folder: Path, held_out: tuple[int, ...]) -> str:
+    print_ = artefacts.fingerprint(run.fingerprint(), held_out)
+    if not artefacts.finished(folder / "train.json", print_, folder / "best.ckpt"):
+        fold = ",".join(map(str, held_out)) or "full"
+        raise UserError(
+            f"{shown(folder)} is not trained to the end; run ./run.sh stage=train run={run.name} fold={fold} first"
+        )
+    return artefacts.file_digest(folder / "train.json") + print_
+
+
+def report(run: Run, task: Task, seconds: float, reused: bool) -> Outcome:
+    """Say the OOF score, the gain of each view and scale, and whether test looks as sure as OOF."""
+    if not run.predicted():
+        note = "no CV" if run.asked() == [()] else "OOF is scored once all folds are predicted"
+        return Outcome("predict", run.name, seconds=seconds, reused=reused, note=note)
+    metric = evaluate.metric(run.config.metric)
+    truth = task.targets(run.competition.train["target"].to_numpy())
+    oof = run.oof()
+    score = evaluate.score_folds(metric, truth, oof.values, run.folds)
+    say(f"{shown(run.folder)}: {run.config.metric} {score}")
+    if not reused:
+        _say_gains(run, metric, truth, oof)
+        _say_confidence(run, task, oof)
+    views = len(run.config.views) * len(run.config.scales) > 1
+    note = f"{'+'.join(run.config.views)} × {run.config.scales}" if views else ""
+    return Outcome("predict", run.name, str(score), seconds=seconds, reused=reused, note=note)
+
+
+def _say_gains(run: Run, metric: evaluate.Metric, truth: np.ndarray, oof: Predictions) -> None:
+    """The OOF gain of every view and scale, each joined to the plain one, and of all together."""
+    files = [run.member((fold,)) / "oof_views.npz" for fold in range(run.count)]
+    if len(run.config.views) * len(run.config.scales) < 2 and not all(f.exists() for f in files):
+        return
+    if not all(file.exists() for file in files):
+        return
+    from pipeline import registry
+
+    parts = [np.load(file) for file in files]
+    labels = parts[0]["labels"].tolist()
+    ids = np.concatenate([part["ids"] for part in parts])
+    order = {name: row for row, name in enumerate(ids.tolist())}
+    rows = [order[name] for name in oof.ids.tolist()]
+    values = np.concatenate([part["values"] for part in parts], axis=1)[:, rows]
+    merge = registry.build("merges", run.config.merge)
+    plain = values[0]
+    say(f"  gain in OOF {run.config.metric} over {labels[0]} alone (paired, ± 1 se):")
+    for label, own in zip(labels[1:], values[1:], strict=True):
+        gain, error = evaluate.paired_gain(metric, truth, plain, merge(np.stack([plain, own]), True))
+        say(f"    + {label:<24} {gain:+.4f} ± {error:.4f}")
+    gain, error = evaluate.paired_gain(metric, truth, plain, oof.values)
+    verdict = "keep them" if gain > error else "no gain beyond noise: views=identity scales=1 is as good and faster"
+    say(f"    all {len(labels)} together{'':<15} {gain:+.4f} ± {error:.4f}  {verdict}")
+
+
+def _say_confidence(run: Run, task: Task, oof: Predictions) -> None:
+    """Mean confidence on OOF and on test: where they part, the test rows look unlike the training rows."""
+    own = task.confident(oof.values, 0.0)[1].mean()
+    test = np.mean([task.confident(p.values, 0.0)[1].mean() for p in run.tests()])
+    say(f"  mean confidence: OOF {own:.3f}, test {test:.3f} (single members)")
+    if own - test > APART:
+        warn(
+            f"{run.name} is surer of its OOF rows ({own:.3f}) than of the test rows ({test:.3f}): the test images may "
+            "differ from the training images; trust the OOF score and pseudo-labels less"
+        )

@@ -1,0 +1,102 @@
+"""Recursive pseudo-labels: confident test predictions join the table, the next round trains and labels again."""
+
+from __future__ import annotations
+
+import time
+
+import pandas as pd
+
+from pipeline import artefacts, evaluate
+from pipeline.artefacts import shown
+from pipeline.config import Config, replace, root
+from pipeline.console import Outcome, say
+from pipeline.errors import UserError
+from pipeline.runs import Run, test_parts
+from pipeline.stages import predict, train
+from pipeline.tasks import task_for
+
+
+def run(config: Config) -> list[Outcome]:
+    """Train the rounds R-r1, R-r2, … of run R; a round that does not gain beyond one paired se ends them."""
+    teacher = Run(config, artefacts.run_name(config))
+    teacher = Run(teacher.as_trained(), teacher.name)
+    if config.fold == ["full"]:
+        raise UserError("stage=pseudo compares rounds by OOF, which fold=full has not; use fold=all")
+    first, outcomes = teacher.name, []
+    for number in range(1, config.pseudo.rounds + 1):
+        outcome, student = run_round(teacher, f"{first}-r{number}", number)
+        outcomes.append(outcome)
+        if student.rejected:
+            break
+        teacher = student
+    return outcomes
+
+
+def run_round(teacher: Run, name: str, number: int) -> tuple[Outcome, Run]:
+    """One round: label the test rows, train and predict with them, compare OOF with the teacher's."""
+    began = time.perf_counter()
+    thresholds = teacher.config.pseudo.threshold
+    threshold = thresholds[min(number, len(thresholds)) - 1]
+    student = Run(teacher.config, name)
+    student.clear()
+    path = student.folder / f"labels-r{number}.csv"
+    frame = make_labels(teacher, threshold)
+    text = frame.to_csv(index=False, lineterminator="\n")
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        student.keep(shown(path))
+        artefacts.write_text(path, text)
+    say(
+        f"pseudo {name}: {_counts(frame, teacher.count)} of {len(teacher.competition.test)} test rows a member, "
+        f"confidence ≥ {threshold}"
+    )
+
+    labels = str(path.relative_to(root()))
+    config = replace(teacher.config, run=name, fold=["all"], overwrite=False, train__labels=labels)
+    trained, predicted = train.run(config)[0], predict.run(config)[0]
+    student = Run(config, name)
+    gain, error = compare(teacher, student)
+    better = gain > error
+    verdict = f"OOF {gain:+.4f} ± {error:.4f} against {teacher.name}"
+    if better:
+        (student.folder / "status.json").unlink(missing_ok=True)
+    else:
+        student.reject(f"no gain beyond one paired se: {verdict}")
+    note = f"{verdict}: {'used further' if better else 'kept on disk, not used further'}"
+    say(f"  {note}")
+    reused = trained.reused and predicted.reused
+    seconds = time.perf_counter() - began
+    return Outcome("pseudo", name, predicted.score, seconds=seconds, reused=reused, note=note), student
+
+
+def make_labels(teacher: Run, threshold: float) -> pd.DataFrame:
+    """The labels for each member, from that same member of the teacher run alone (law 1)."""
+    config = teacher.config
+    task = task_for(config, teacher.competition)
+    ids = teacher.competition.test["id"].to_numpy()
+    parts = test_parts(len(ids), teacher.count, config.folds.seed)
+    frames = []
+    for fold in range(teacher.count):
+        own = artefacts.Predictions.load(teacher.need((fold,), "test.npz")).align(ids)
+        rows, _ = task.confident(own.values, threshold, config.pseudo.cap)
+        if config.pseudo.crossfit:  # its own part of the test rows stays unseen, so that it can predict it
+            rows = rows[parts[rows] != fold]
+        labels = task.pseudo_labels(own.values[rows], config.data.target, config.pseudo.soft)
+        frame = pd.DataFrame({"id": ids[rows], **labels, "weight": config.pseudo.weight, "for_fold": fold})
+        frames.append(frame)
+    table = pd.concat(frames, ignore_index=True)
+    if table.empty:
+        raise UserError(f"no test row of {teacher.name} is as sure as pseudo.threshold={threshold}; lower it")
+    return table
+
+
+def compare(teacher: Run, student: Run) -> tuple[float, float]:
+    """The student's OOF gain over its teacher and its paired standard error."""
+    task = task_for(teacher.config, teacher.competition)
+    truth = task.targets(teacher.competition.train["target"].to_numpy())
+    metric = evaluate.metric(teacher.config.metric)
+    return evaluate.paired_gain(metric, truth, teacher.oof().values, student.oof().values)
+
+
+def _counts(frame: pd.DataFrame, folds: int) -> str:
+    counts = frame["for_fold"].value_counts().reindex(range(folds), fill_value=0)
+    return f"{counts.min()}–{counts.max()}" if counts.min() != counts.max() else str(counts.min())

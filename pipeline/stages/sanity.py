@@ -1,0 +1,50 @@
+"""Sanity: does the model start right, learn one batch by heart, and learn at all? Seconds, before hours."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from pipeline import artefacts
+from pipeline.competition import ensure_folds, load
+from pipeline.config import Config, scoped
+from pipeline.console import Outcome, say
+from pipeline.errors import UserError
+from pipeline.runs import Run
+
+
+class CheckFailed(UserError):
+    """A sanity check failed: exit code 2 alone, a warning in a recipe."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: what was looked at, what was seen, whether it passed, and what to do if not."""
+
+    name: str
+    passed: bool
+    seen: str
+    advice: str
+
+
+def run(config: Config) -> list[Outcome]:
+    """Print pass or fail for each check; raise CheckFailed if one failed."""
+    began = time.perf_counter()
+    ensure_folds(config, load(config))
+    run = Run(config, artefacts.run_name(config))
+    record, print_ = run.folder / "sanity.json", artefacts.fingerprint(scoped(config, "run"), run.inputs())
+    before = artefacts.finished(record, print_)
+    if before is None:
+        from pipeline.checks import all_checks
+
+        say(f"sanity {run.name}")
+        checks = all_checks(run)
+        before = artefacts.finish(record, print_, checks=[vars(check) for check in checks])
+    checks = [Check(**facts) for facts in before["checks"]]
+    for check in checks:
+        say(f"  {'pass' if check.passed else 'FAIL'}  {check.name}: {check.seen}")
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        what = "; ".join(f"{check.name} ({check.seen}): {check.advice}" for check in failed)
+        raise CheckFailed(f"sanity of {run.name}: {what}")
+    return [Outcome("sanity", run.name, seconds=time.perf_counter() - began, note=f"{len(checks)} checks passed")]

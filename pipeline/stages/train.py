@@ -1,0 +1,90 @@
+"""Train members of a run: fold=0 | 0,2 | all | full; goes on where it was killed."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+
+from pipeline import artefacts, evaluate
+from pipeline.artefacts import shown
+from pipeline.competition import ensure_folds, load
+from pipeline.config import Config
+from pipeline.console import Outcome, say
+from pipeline.parts.views import check_symmetry
+from pipeline.runs import Run
+
+OWN_FOLD = "selected on its own fold"
+
+
+def run(config: Config) -> list[Outcome]:
+    """Train the members that ``fold=`` asks for; finished ones are left as they are."""
+    began = time.perf_counter()
+    check_symmetry([config.augment], config.symmetry, "augments", config.competition)
+    ensure_folds(config, load(config))
+    run = Run(config, artefacts.run_name(config))
+    run.settle()
+    reused = [train(run, held_out) for held_out in run.asked()]
+    if config.select == "common":
+        choose_common_epoch(run)
+    return [outcome(run, time.perf_counter() - began, all(reused))]
+
+
+def train(run: Run, held_out: tuple[int, ...]) -> bool:
+    """Train one member unless it is finished; returns whether it was."""
+    folder = run.member(held_out)
+    record, print_ = folder / "train.json", artefacts.fingerprint(run.fingerprint(), held_out)
+    if artefacts.finished(record, print_, folder / "best.ckpt"):
+        return True
+    with artefacts.locked(folder):
+        if artefacts.finished(record, print_, folder / "best.ckpt"):  # while this process waited
+            return True
+        from pipeline.training import train_member
+
+        say(f"train {run.name} {folder.name}")
+        artefacts.finish(record, print_, **train_member(run, held_out))
+    return False
+
+
+def choose_common_epoch(run: Run) -> None:
+    """select=common: once all folds are trained, the epoch with the best mean score predicts in each of them."""
+    from pipeline.checkpoint import epoch_weights
+
+    members = [run.member((fold,)) for fold in range(run.count)]
+    if not all((member / "train.json").exists() for member in members):
+        say("  select=common: the epoch is chosen once all folds are trained; until then the last one predicts")
+        return
+    scores = np.array([artefacts.read_json(member / "train.json")["scores"] for member in members])
+    better = 1 if evaluate.metric(run.config.metric).greater else -1
+    epoch = int((better * scores.mean(axis=0)).argmax()) + 1
+    for member in members:
+        chosen = epoch_weights(member, epoch)
+        if chosen.exists():
+            os.replace(chosen, member / "best.ckpt")
+            for other in member.glob("epoch*.ckpt"):
+                other.unlink()
+    say(f"  select=common: epoch {epoch} predicts in all folds")
+
+
+def outcome(run: Run, seconds: float, reused: bool) -> Outcome:
+    """The row of the closing table: the validation scores of the trained folds."""
+    config = run.config
+    records = {fold: run.member((fold,)) / "train.json" for fold in range(run.count)}
+    facts = {fold: artefacts.read_json(path) for fold, path in records.items() if path.exists()}
+    asked = [held_out[0] for held_out in run.asked() if held_out]
+    final = [_final(facts[fold], config.select) for fold in asked if fold in facts and facts[fold]["scores"]]
+    if not final:
+        return Outcome("train", run.name, "no score: trained on everything", seconds=seconds, reused=reused)
+    error = f" ± {np.std(final, ddof=1) / np.sqrt(len(final)):.4f}" if len(final) > 1 else ""
+    note = {"last": "", "best": OWN_FOLD, "common": "one epoch for all folds"}[config.select]
+    if config.train.patience:
+        note = f"{note or 'last epoch'}, stopped early on its own fold"
+    folds = "all folds" if len(final) == run.count else f"fold {','.join(map(str, asked))}"
+    say(f"{shown(run.folder)}: {config.metric} {np.mean(final):.4f}{error} on {folds}" + (f" ({note})" if note else ""))
+    score = f"{np.mean(final):.4f}{error}"
+    return Outcome("train", run.name, score, seconds=seconds, reused=reused, note=note, facts={"folds": final})
+
+
+def _final(facts: dict, select: str) -> float:
+    return facts["scores"][facts["best_epoch"] - 1 if select == "best" else -1]

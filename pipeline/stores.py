@@ -1,0 +1,63 @@
+"""A competition's images at one size, from the decoded cache: the training images and the test images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline import images
+from pipeline.competition import Competition
+from pipeline.config import Config, root
+from pipeline.images import Images
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Training and test images at one size; broken: rows of training images that do not decode."""
+
+    train: Images
+    test: Images
+
+    @property
+    def broken(self) -> np.ndarray:
+        """Rows of training images that do not decode (with data.skip_broken; else they stop the stage)."""
+        return self.train.broken
+
+
+def training_images(config: Config, competition: Competition) -> Pair:
+    """Both stores at the training size."""
+    size = config.image_size
+    return Pair(train_store(config, competition, size), test_store(config, competition, size))
+
+
+def train_store(config: Config, competition: Competition, size: int) -> Images:
+    """The training images at size × size; those that do not decode stop the stage unless data.skip_broken."""
+    broken = "skip" if config.data.skip_broken else "stop"
+    return _open(config, competition, competition.train["file"].tolist(), size, broken, "train images")
+
+
+def test_store(config: Config, competition: Competition, size: int) -> Images:
+    """The test images at size × size; those that do not decode are predicted as plain grey, with a warning."""
+    return _open(config, competition, competition.test["file"].tolist(), size, "fill", "test images")
+
+
+def statistics(config: Config, competition: Competition) -> tuple[list[float], list[float]]:
+    """Mean and deviation per channel, in 0…1, of all training images (no label is read)."""
+    store = train_store(config, competition, config.image_size)
+    mean, std = images.mean_std(store, np.setdiff1d(np.arange(len(store)), store.broken))
+    return [float(value) for value in mean], [max(float(value), 1e-3) for value in std]
+
+
+def _open(config: Config, competition: Competition, files: list[str], size: int, broken: str, label: str) -> Images:
+    return images.open_cache(
+        competition.folder,
+        files,
+        channels=config.data.channels,
+        size=size,
+        resize=config.data.resize,
+        cache_root=root() / "cache",
+        limit_gb=config.data.cache_gb,
+        broken=broken,
+        label=f"{competition.name} {label}",
+    )

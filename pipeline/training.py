@@ -1,0 +1,158 @@
+"""One member's training, put together: its rows, images, network and validation, around ``engine.fit``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import engine, evaluate, hardware, infer, learner, network, stores
+from pipeline.artefacts import Predictions, shown
+from pipeline.config import root
+from pipeline.data import Joined, Loader, Table, draw
+from pipeline.errors import UserError, some
+from pipeline.hardware import Hardware
+from pipeline.parts import views
+from pipeline.runs import Run
+from pipeline.tables import read_table
+from pipeline.tasks import Task, task_for
+
+
+def train_member(run: Run, held_out: tuple[int, ...]) -> dict[str, Any]:
+    """Train the member that does not learn from the folds held_out; goes on from its last.ckpt.
+
+    Returns what the stage records: score, epochs, optimizer steps, seconds.
+    """
+    config, began = run.config, time.perf_counter()
+    machine = Hardware(**run.stored()["hardware"])
+    hardware.start(machine)
+    task = task_for(config, run.competition)
+    images = stores.training_images(config, run.competition)
+    table = member_table(run, task, held_out, images.broken)
+    fabric = engine.make_fabric(machine)
+    student = learner.Learner(fresh_network(run, task, held_out), config)
+    loader = Loader(Joined([images.train, images.test]), table, config)
+    validate = _validation(run, task, held_out, images.train) if len(held_out) == 1 else None
+    progress = engine.fit(fabric, student, loader, config, run.member(held_out), validate)
+    return {
+        "rows": len(table),
+        "epochs": progress.epoch,
+        "updates": progress.updates,
+        "scores": [row["score"] for row in progress.history if "score" in row],
+        "best_epoch": progress.best_epoch + 1,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def fresh_network(run: Run, task: Task, held_out: tuple[int, ...]) -> network.Network:
+    """The untrained network of a member: pretrained, from a file, or random from (seed, folds held out)."""
+    config = run.config
+    torch.manual_seed(int(draw(config.seed, *held_out, len(held_out)).integers(2**63)))
+    weights = str(root() / config.weights) if config.weights else ""
+    return network.new(blueprint(run, task), config.pretrained, weights)
+
+
+def blueprint(run: Run, task: Task) -> network.Blueprint:
+    """What the network of this run is built from."""
+    config = run.config
+    if config.data.normalise == "dataset":
+        mean, std = stores.statistics(config, run.competition)
+    else:
+        mean, std = network.normalisation(config.backbone, config.data.channels)
+    return network.Blueprint(
+        backbone=config.backbone,
+        pool=config.pool,
+        head=config.head,
+        channels=config.data.channels,
+        image_size=config.image_size,
+        resize=config.data.resize,
+        mean=mean,
+        std=std,
+        columns=task.columns,
+    )
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+def member_table(run: Run, task: Task, held_out: tuple[int, ...], broken: np.ndarray) -> Table:
+    """The rows that a member learns from: the training rows of the other folds, and what joined the table.
+
+    broken: training rows whose image does not decode. Fold safety: pseudo-labels and soft labels are taken only where
+    they were made for this very member.
+    """
+    targets = task.targets(run.competition.train["target"].to_numpy())
+    kept = ~np.isin(run.folds, held_out)
+    kept[broken] = False
+    rows = np.flatnonzero(kept)
+    if not len(rows):
+        raise UserError(f"no training rows are left for {run.name} without folds {held_out}; lower folds.count")
+    table = Table(rows, targets[rows], np.ones(len(rows), dtype=np.float32))
+    if learner.mixes(run.config) or run.config.train.labels:
+        table.targets = task.soft(table.targets)
+    for joins in (run.config.train.soft and _join_soft_labels, run.config.train.labels and _join_pseudo_labels):
+        if joins:
+            table = joins(table, run, task, held_out)
+    return table
+
+
+def _join_pseudo_labels(table: Table, run: Run, task: Task, held_out: tuple[int, ...]) -> Table:
+    """The pseudo-labelled test rows of ``train.labels`` that were made for this member."""
+    path = root() / run.config.train.labels
+    content = read_table(path, {"id": "", "weight": "", "for_fold": ""}, key="train.labels")
+    content = content[content["for_fold"] == _member_key(held_out)]
+    values = task.read_labels(content, run.config.data.target)
+    rows = _test_rows(run, content["id"].to_numpy(), path)
+    return table.join(Table(rows, values, content["weight"].to_numpy(dtype=np.float32)))
+
+
+def _join_soft_labels(table: Table, run: Run, task: Task, held_out: tuple[int, ...]) -> Table:
+    """Soft labels of ``train.soft`` for the training rows, and for test rows where distill.unlabelled made some."""
+    folder, key = root() / run.config.train.soft, _member_key(held_out)
+    ids = run.competition.train["id"].to_numpy()[table.rows]
+    table.soft = Predictions.load(folder / f"fold{key}.npz").align(ids, f"soft labels of {run.name}").values
+    table.share = np.full(len(table), run.config.train.alpha, dtype=np.float32)
+    path = folder / f"fold{key}-test.npz"
+    if not path.exists():
+        return table
+    unlabelled = Predictions.load(path)
+    values = unlabelled.values
+    targets = values if table.targets.ndim == values.ndim else task.decide(values)  # their share leaves them unused
+    ones = np.ones(len(values), dtype=np.float32)
+    rows = _test_rows(run, unlabelled.ids, path)
+    return table.join(Table(rows, targets, ones, values, ones))
+
+
+def _test_rows(run: Run, ids: np.ndarray, path: Path) -> np.ndarray:
+    place = {name: row for row, name in enumerate(run.competition.test["id"])}
+    unknown = [name for name in ids if name not in place]
+    if unknown:
+        raise UserError(f"{shown(path)} has ids that are no test rows: {some(unknown)}; make it anew")
+    return np.array([place[name] for name in ids], dtype=np.int64) + len(run.competition.train)
+
+
+def _member_key(held_out: tuple[int, ...]) -> str:
+    return "_".join(map(str, held_out))
+
+
+# --- validation ---------------------------------------------------------------------------------------------------
+
+
+def _validation(run: Run, task: Task, held_out: tuple[int, ...], images: Any) -> engine.Validate:
+    """Scores a network on the member's own fold, in the training format."""
+    config = run.config
+    rows = np.flatnonzero(np.isin(run.folds, held_out))
+    truth = task.targets(run.competition.train["target"].to_numpy()[rows])
+    metric = evaluate.metric(config.metric)
+    view = views.expand(["identity()"])
+    batch = infer.batch_size(config.predict_batch, config.image_size)
+
+    def validate(model: Any) -> tuple[float, dict[str, float]]:
+        values = infer.predict(model, task, images, rows, view, batch, "validate")[0]
+        score = metric(truth, values)
+        return (score if metric.greater else -score), {"score": score}
+
+    return validate
