@@ -98,7 +98,7 @@ class Train:
     soft: str = option("", "folder of soft labels, one npz a fold (stage=distill writes it)", scope="run")
     temperature: float = option(1.0, "softens teacher and student in the distillation loss", above=0, scope="run")
     alpha: float = option(0.5, "share of the distillation loss beside the true labels'", low=0, high=1, scope="run")
-    checkpoint_seconds: float = option(60.0, "least seconds between two saves of last.ckpt; changes no result", low=0)
+    checkpoint_seconds: float = option(15.0, "least seconds between two saves of last.ckpt; changes no result", low=0)
 
 
 @dataclass
@@ -151,9 +151,7 @@ class Config:
 
     task: str = option("multiclass", "what is predicted", scope="run")
     metric: str = option("accuracy()", "the competition's metric", part="metrics", scope="run")
-    symmetry: str = option(
-        "none", "flips and rotations that leave the label true", choices=("none", "hflip", "d4"), scope="run"
-    )
+    symmetry: str = option("none", "flips and rotations that leave the label true", choices=("none", "hflip", "d4"))
     backbone: str = option("resnet18", "a part of parts/backbones.py or any timm name, with arguments", scope="run")
     pretrained: bool = option(True, "start from timm's weights", scope="run")
     weights: str = option("", "start from this state dict (.safetensors or .pth) instead", scope="run")

@@ -9,9 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+_live: list[Any] = []  # the console of the bar that is on the screen, if any
+
+
 def say(text: str = "") -> None:
-    """One line on stdout, at once."""
-    print(text, flush=True)
+    """One line on stdout, at once; above the bar where there is one."""
+    if _live and sys.stdout.isatty():
+        _live[-1].print(text, soft_wrap=True, markup=False, highlight=False)
+    else:
+        print(text, flush=True)
 
 
 def warn(text: str) -> None:
@@ -21,17 +27,22 @@ def warn(text: str) -> None:
 
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
-    """A bar with ETA on a terminal, nothing elsewhere; yields ``advance(steps=1, note="")``."""
-    if not sys.stderr.isatty():
+    """A bar with ETA on a terminal, nothing elsewhere or inside another; yields ``advance(steps=1, note="")``."""
+    if _live or not sys.stderr.isatty():
         yield lambda steps=1, note="": None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as bar:
         task = bar.add_task(label, total=total, note="")
-        yield lambda steps=1, note="": bar.update(task, advance=steps, note=note)
+        _live.append(console)
+        try:
+            yield lambda steps=1, note="": bar.update(task, advance=steps, **({"note": note} if note else {}))
+        finally:
+            _live.pop()
 
 
 @dataclass

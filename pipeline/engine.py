@@ -92,13 +92,13 @@ def fit(
                         progress.updates += 1  # a step that AMP skipped does not move the schedule
                 progress.step += 1
                 advance(1, f"loss {float(running) / progress.step:.4f}" if progress.step % CHECK_STEPS == 0 else "")
-                if progress.step % CHECK_STEPS == 0 or stopping() or clock.due():
+                due = place + 1 == size and (stopping() or clock.due())  # half a group's gradients are in no checkpoint
+                if due or progress.step % CHECK_STEPS == 0:
                     progress.loss = _finite(float(running), progress, config, folder)
-                if stopping() or clock.due():
-                    state.save(progress)
-                    clock.reset()
-                if stopping():
-                    raise KeyboardInterrupt
+                if due:
+                    clock.save(state, progress)
+                    if stopping():
+                        raise KeyboardInterrupt
             progress.loss = _finite(float(running), progress, config, folder)
             row = _end_epoch(progress, state, config, validate)
             images = (train.steps - first) * train.batch_size
@@ -136,16 +136,19 @@ class Clock:
     """When the next checkpoint is due. The clock decides only when the state is saved, never what it is."""
 
     def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.reset()
+        self.seconds, self.cost = seconds, 0.0
+        self.last = time.monotonic()
 
     def due(self) -> bool:
-        """Whether enough time has passed since the last save."""
-        return time.monotonic() - self.last >= self.seconds
+        """Whether enough time has passed since the last save; a save that takes long is due more rarely."""
+        return time.monotonic() - self.last >= max(self.seconds, 20 * self.cost if self.seconds else 0)
 
-    def reset(self) -> None:
-        """Count from now."""
+    def save(self, state: State, progress: Progress) -> None:
+        """Save, and count from now."""
+        began = time.monotonic()
+        state.save(progress)
         self.last = time.monotonic()
+        self.cost = self.last - began
 
 
 def _seed(seed: int, epoch: int, step: int) -> Any:

@@ -68,6 +68,13 @@ class Run:
 
         return dict(read_yaml(self.file.relative_to(root()))) if self.file.is_file() else {}
 
+    def settings(self) -> dict[str, Any]:
+        """What defines the run; the metric only where it chooses the epoch."""
+        settings = scoped(self.config, "run")
+        if self.config.select == "last" and not self.config.train.patience:
+            del settings["metric"]
+        return settings
+
     def inputs(self) -> dict[str, str]:
         """Fingerprints of all that the run learns from besides its settings."""
         found = {"competition": self.competition.fingerprint, "folds": artefacts.fingerprint(self.folds.tolist())}
@@ -83,7 +90,7 @@ class Run:
         Returns the stored content. Raises UserError that shows the difference and offers run=NAME.
         """
         self.clear()
-        settings, inputs, stored = scoped(self.config, "run"), self.inputs(), self.stored()
+        settings, inputs, stored = self.settings(), self.inputs(), self.stored()
         if stored:
             self._compare(settings, inputs, stored)
             return stored

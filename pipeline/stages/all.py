@@ -17,8 +17,8 @@ def run(config: Config) -> list[Outcome]:
     steps = plan(config)
     outcomes: list[Outcome] = []
     try:
-        for number, step in enumerate(steps, 1):
-            say(f"[{number}/{len(steps)}] {step.stage} {step.model if len(config.models) > 1 else ''}".rstrip())
+        for number, (title, step) in enumerate(steps, 1):
+            say(f"[{number}/{len(steps)}] {title}")
             outcomes += run_step(step)
     finally:
         if outcomes:
@@ -37,8 +37,8 @@ def run_step(step: Config) -> list[Outcome]:
         return [Outcome(step.stage, artefacts.run_name(step), note="a check failed, see above")]
 
 
-def plan(config: Config) -> list[Config]:
-    """The settings of every step, checked before the first one starts."""
+def plan(config: Config) -> list[tuple[str, Config]]:
+    """The title and settings of every step, checked before the first one starts."""
     if config.fold != ["all"]:
         raise UserError(
             f"stage=all runs all folds, but fold={','.join(config.fold)}; leave fold out, or run the stages alone"
@@ -51,7 +51,7 @@ def plan(config: Config) -> list[Config]:
     return [settings for step in listed for settings in _expand(config, _mapping(step, path), path)]
 
 
-def _expand(config: Config, step: dict[str, Any], path: Path) -> list[Config]:
+def _expand(config: Config, step: dict[str, Any], path: Path) -> list[tuple[str, Config]]:
     """model: all gives a step for each of models; first and last name one of them."""
     stage = str(step.pop("stage"))
     stages.check_name(stage)
@@ -60,7 +60,7 @@ def _expand(config: Config, step: dict[str, Any], path: Path) -> list[Config]:
     given = config.arguments.get("model")
     models = [given] if given else config.models
     names = {"all": models, "first": models[:1], "last": models[-1:]}
-    wanted = step.pop("model", "first")
+    wanted, title = step.pop("model", "first"), f"{stage} {{}}" if "model" in step or stage == "train" else stage
     chosen = names.get(wanted, [given or wanted])
     arguments = {k: v for k, v in config.arguments.items() if k not in ("stage", "model", "run")}
     run = config.arguments.get("run", "")
@@ -68,7 +68,7 @@ def _expand(config: Config, step: dict[str, Any], path: Path) -> list[Config]:
     for model in chosen:
         own = compose(arguments, {**step, "model": model})
         name = own.run or (f"{run}-{model}" if run and len(models) > 1 else run)
-        settings.append(replace(own, stage=stage, run=name))
+        settings.append((title.format(name or model), replace(own, stage=stage, run=name)))
     return settings
 
 
