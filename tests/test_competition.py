@@ -173,7 +173,7 @@ def test_a_missing_image_is_named(whales: Path) -> None:
 
 def test_an_unknown_task_names_the_nearest(whales: Path) -> None:
     with pytest.raises(UserError, match=r"task=multiclas,.* did you mean multiclass"):
-        config(task="multiclas")
+        small_competition.config(task="multiclas")
 
 
 # --- fold= --------------------------------------------------------------------------------------------------------
