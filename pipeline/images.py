@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import hashlib
 import io
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.artefacts import read_json, shown, write_json
+from pipeline.artefacts import locked, read_json, shown, write_json
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError, some
 from pipeline.hardware import physical_cores
@@ -533,7 +532,7 @@ class _Cache:
         """Decode all files, going on where a killed build stopped; one process at a time."""
         try:
             self.place.mkdir(parents=True, exist_ok=True)
-            with _alone(self.place / "lock", shown(self.place)):
+            with locked(self.place):
                 faults = self.finished()  # another process may have done it meanwhile
                 return self._build(label) if faults is None else faults
         except OSError as fault:
@@ -603,18 +602,6 @@ class _Cache:
         if pixels is not None and os.pwrite(pixels, images.data, rows.start * images[0].size) < images.size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return faults
-
-
-@contextlib.contextmanager
-def _alone(lock: Path, name: str) -> Iterator[None]:
-    """Hold a lock that ends with the process, however it ends."""
-    with lock.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process is building {name}; waiting for it")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _open(stack: contextlib.ExitStack, path: Path, size: int) -> int:
