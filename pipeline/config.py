@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline import backbone_names, registry, tasks
 from pipeline.errors import UserError, nearest
+from pipeline.symmetry import check_symmetry
 
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
@@ -470,6 +471,8 @@ def check(config: Config) -> None:
             _check_value(keys()[name], item)
     backbone_names.check(config.backbone)
     tasks.check_name(config.task)
+    check_symmetry(config.views, config.symmetry, "views", config.competition)
+    check_symmetry([config.augment], config.symmetry, "augments", config.competition)
 
 
 def _check_value(key: Key, value: Any) -> None:

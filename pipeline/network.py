@@ -199,6 +199,8 @@ def _timm() -> Any:
 
 def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
     timm = _timm()
+    if pretrained:
+        _fail_fast_offline()
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)
     except TypeError as fault:
@@ -211,6 +213,23 @@ def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module
             "without a network give a local file, weights=FILE.safetensors, or start from random weights, "
             "pretrained=false"
         ) from fault
+
+
+def _fail_fast_offline() -> None:
+    """Where the hub's host has no address, let its client look into its cache only: it would retry for a minute."""
+    import socket
+    import urllib.parse
+    import urllib.request
+
+    from huggingface_hub import constants
+
+    host = urllib.parse.urlparse(constants.ENDPOINT).hostname
+    if urllib.request.getproxies():  # the proxy knows the address
+        return
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
 
 
 def _size_argument(name: str, image_size: int) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def bind(kind: str, text: str) -> tuple[Part, Call]:
     chosen = find(kind, call.name)
     for key, value in call.arguments.items():
         if key not in chosen.arguments:
-            takes = chosen.signature if chosen.arguments else f"{call.name}() takes none"
+            takes = f"it takes {chosen.signature}" if chosen.arguments else "it takes none"
             hint = nearest(key, chosen.arguments)
             raise UserError(f"{text!r}: {call.name} has no argument {key!r}; {takes}{hint}")
         _check_type(text, key, value, chosen.types.get(key, ""))

@@ -91,7 +91,7 @@ class Run:
         """
         self.clear()
         settings, inputs, stored = self.settings(), self.inputs(), self.stored()
-        if stored:
+        if stored and any(self.folder.glob("*/*.ckpt")):
             self._compare(settings, inputs, stored)
             return stored
         from pipeline import hardware

@@ -12,7 +12,8 @@ import torch
 from pipeline import registry
 from pipeline.errors import UserError
 from pipeline.parts.augments import augmenter
-from pipeline.parts.views import SYMMETRIES, expand
+from pipeline.parts.views import expand
+from pipeline.symmetry import SYMMETRIES
 
 ALL = [
     pytest.param(part, id=f"{kind}.{name}") for kind in registry.kinds() for name, part in registry.parts(kind).items()

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.parts.views import check_symmetry, expand
+from pipeline.parts.views import expand
+from pipeline.symmetry import check_symmetry
 
 EXACT = ["identity", "hflip", "vflip", "transpose", "rot90", "rot180", "rot270", "d4"]
 

@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline import registry
-from pipeline.errors import UserError
 from pipeline.registry import part
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-SYMMETRIES = ("none", "hflip", "d4")  # each allows what stands before it
 
 
 @dataclass(frozen=True)
@@ -37,21 +34,6 @@ def expand(call_strings: Iterable[str]) -> list[View]:
     """All views of these call-strings, in order, each name once."""
     views = {view.name: view for text in call_strings for view in registry.build("views", text)()}
     return list(views.values())
-
-
-def check_symmetry(call_strings: Iterable[str], declared: str, kind: str = "views", competition: str = "NAME") -> None:
-    """Refuse views (or kind="augments") that need more symmetry than the competition declares.
-
-    declared: one of SYMMETRIES. Raises UserError at the first that does not fit.
-    """
-    for text in call_strings:
-        needed = registry.facts(kind, text).get("symmetry", "none")
-        if SYMMETRIES.index(needed) > SYMMETRIES.index(declared):
-            raise UserError(
-                f"{kind}: {text} needs symmetry={needed}, but the competition declares symmetry={declared} "
-                f"({' < '.join(SYMMETRIES)}); if such flips and rotations leave the label true, "
-                f"set symmetry: {needed} in configs/competition/{competition}.yaml, else leave {text} out"
-            )
 
 
 @part(source="the baseline", symmetry="none")

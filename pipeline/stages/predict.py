@@ -12,7 +12,6 @@ from pipeline.artefacts import Predictions, shown
 from pipeline.config import Config, scoped
 from pipeline.console import Outcome, say, warn
 from pipeline.errors import UserError
-from pipeline.parts.views import check_symmetry
 from pipeline.runs import Run
 from pipeline.tasks import Task, task_for
 
@@ -22,7 +21,6 @@ APART = 0.1  # mean confidence on test this far below that on OOF is worth a war
 def run(config: Config) -> list[Outcome]:
     """Write oof.npz and test.npz of the members that ``fold=`` asks for; print what views and scales gained."""
     began = time.perf_counter()
-    check_symmetry(config.views, config.symmetry, "views", config.competition)
     run = Run(config, artefacts.run_name(config))
     run = Run(run.as_trained(), run.name)
     task = task_for(config, run.competition)

@@ -12,7 +12,6 @@ from pipeline.artefacts import shown
 from pipeline.competition import ensure_folds, load
 from pipeline.config import Config
 from pipeline.console import Outcome, say
-from pipeline.parts.views import check_symmetry
 from pipeline.runs import Run
 
 OWN_FOLD = "selected on its own fold"
@@ -21,7 +20,6 @@ OWN_FOLD = "selected on its own fold"
 def run(config: Config) -> list[Outcome]:
     """Train the members that ``fold=`` asks for; finished ones are left as they are."""
     began = time.perf_counter()
-    check_symmetry([config.augment], config.symmetry, "augments", config.competition)
     ensure_folds(config, load(config))
     run = Run(config, artefacts.run_name(config))
     run.settle()
@@ -40,6 +38,8 @@ def train(run: Run, held_out: tuple[int, ...]) -> bool:
     with artefacts.locked(folder):
         if artefacts.finished(record, print_, folder / "best.ckpt"):  # while this process waited
             return True
+        if record.exists() and not (folder / "best.ckpt").exists() and run.config.select != "last":
+            (folder / "last.ckpt").unlink(missing_ok=True)  # it holds other weights than those of the chosen epoch
         from pipeline.training import train_member
 
         say(f"train {run.name} {folder.name}")
@@ -55,15 +55,19 @@ def choose_common_epoch(run: Run) -> None:
     if not all((member / "train.json").exists() for member in members):
         say("  select=common: the epoch is chosen once all folds are trained; until then the last one predicts")
         return
-    scores = np.array([artefacts.read_json(member / "train.json")["scores"] for member in members])
+    records = [artefacts.read_json(member / "train.json") for member in members]
+    shortest = min(len(facts["scores"]) for facts in records)  # with train.patience some folds stop earlier
+    scores = np.array([facts["scores"][:shortest] for facts in records])
     better = 1 if evaluate.metric(run.config.metric).greater else -1
     epoch = int((better * scores.mean(axis=0)).argmax()) + 1
-    for member in members:
+    for member, facts in zip(members, records, strict=True):
         chosen = epoch_weights(member, epoch)
         if chosen.exists():
             os.replace(chosen, member / "best.ckpt")
             for other in member.glob("epoch*.ckpt"):
                 other.unlink()
+        if facts.get("common_epoch") != epoch:  # the record changes, so that older predictions are made anew
+            artefacts.write_json(member / "train.json", {**facts, "common_epoch": epoch})
     say(f"  select=common: epoch {epoch} predicts in all folds")
 
 
@@ -87,4 +91,5 @@ def outcome(run: Run, seconds: float, reused: bool) -> Outcome:
 
 
 def _final(facts: dict, select: str) -> float:
-    return facts["scores"][facts["best_epoch"] - 1 if select == "best" else -1]
+    epoch = {"best": facts["best_epoch"], "common": facts.get("common_epoch", 0)}.get(select, 0)
+    return facts["scores"][epoch - 1]  # 0: the last

@@ -9,11 +9,10 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from pipeline.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from pipeline.competition import Competition

@@ -1,0 +1,25 @@
+"""Symmetry is declared (law 5): flips and rotations are refused unless the competition says they leave labels true."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pipeline import registry
+from pipeline.errors import UserError
+
+SYMMETRIES = ("none", "hflip", "d4")  # each allows what stands before it
+
+
+def check_symmetry(call_strings: Iterable[str], declared: str, kind: str = "views", competition: str = "NAME") -> None:
+    """Refuse views (or kind="augments") that need more symmetry than the competition declares.
+
+    declared: one of SYMMETRIES. Raises UserError at the first that does not fit.
+    """
+    for text in call_strings:
+        needed = registry.facts(kind, text).get("symmetry", "none")
+        if SYMMETRIES.index(needed) > SYMMETRIES.index(declared):
+            raise UserError(
+                f"{kind}: {text} needs symmetry={needed}, but the competition declares symmetry={declared} "
+                f"({' < '.join(SYMMETRIES)}); if such flips and rotations leave the label true, "
+                f"set symmetry: {needed} in configs/competition/{competition}.yaml, else leave {text} out"
+            )
