@@ -113,7 +113,7 @@ def _folder(config: Config) -> Path:
         )
     folder = root() / Path(data.folder).expanduser()
     if not folder.is_dir():
-        if not data.make:
+        if not data.make or "data.folder" in config.arguments:  # a mistyped folder is not to be filled
             raise UserError(
                 f"data.folder={data.folder}, but there is no such folder; unzip the competition there, or give data=DIR"
             )

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-
 _live: list[Any] = []  # the console of the bar that is on the screen, if any
 
 

@@ -104,6 +104,9 @@ def fit(
             images = (train.steps - first) * train.batch_size
             lr = optimizer.param_groups[0]["lr"]
             journal.add(row, lr, images, time.perf_counter() - began, train.waited)
+            if stopping():  # it came during validation, perhaps the last one: the next fold must not start
+                state.save(progress)
+                raise KeyboardInterrupt
     journal.close()
     if config.select != "best" or progress.best_epoch < 0:
         state.save_weights(folder / "best.ckpt", progress)
@@ -191,6 +194,6 @@ def _end_epoch(progress: Progress, state: State, config: Config, validate: Valid
             if config.select == "best":
                 state.save_weights(state.folder / "best.ckpt", progress)
     progress.epoch, progress.step, progress.loss = progress.epoch + 1, 0, 0.0
-    if config.select == "common":
+    if config.select == "common" and validate is not None:
         state.save_weights(epoch_weights(state.folder, progress.epoch), progress)
     return row

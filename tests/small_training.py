@@ -29,7 +29,13 @@ MODEL = {
 
 
 def write(
-    root: Path, rows: int = 32, tests: int = 8, folds: int = 2, classes: str = "abc", learnable: bool = True, seed: int = 0
+    root: Path,
+    rows: int = 32,
+    tests: int = 8,
+    folds: int = 2,
+    classes: str = "abc",
+    learnable: bool = True,
+    seed: int = 0,
 ) -> Path:
     """configs and data/noise: 8×8 grey noise, each class brighter than the one before if learnable.
 

@@ -10,7 +10,6 @@ import small_training as small
 import torch
 
 from pipeline import engine
-from pipeline.checkpoint import State
 
 # all that draws at random or remembers, at once; 3 epochs of 5 batches: groups of 2, 2 and 1
 EVERYTHING = (
@@ -48,19 +47,128 @@ def best(root: Path, run: str, fold: str = "fold0") -> dict[str, torch.Tensor]:
     return small.weights(root / "runs/noise" / run / fold / "best.ckpt")
 
 
-def epochs(root: Path, run: str) -> list[str]:
+def epochs(root: Path, run: str) -> list[float]:
     lines = (root / f"runs/noise/{run}/fold0/log.csv").read_text().splitlines()
-    return [line.split(",")[0] for line in lines]
+    return [float(line.split(",")[0]) for line in lines[1:]]
+
+
+def test_two_fresh_runs_are_equal_and_another_seed_is_not(root, project):
+    for run, seed in (("one", 0), ("other", 0), ("third", 1)):
+        assert project.run(*EVERYTHING, f"run={run}", f"seed={seed}").code == 0
+    assert small.same(best(root, "one"), best(root, "other"))
+    assert not small.same(best(root, "one"), best(root, "third"))
 
 
 def test_killed_again_and_again_ends_with_the_same_weights(root, project):
     assert project.run(*EVERYTHING, "run=whole").code == 0
-    assert project.run(*EVERYTHING, "run=again").code == 0
-    assert small.same(best(root, "whole"), best(root, "again"))
     for passes in (1, 5, 2, 4):  # the first leaves nothing; then at the end of an epoch, twice within a group
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
             kill_after(patch, passes)
             project.run(*EVERYTHING, "run=killed", "train.checkpoint_seconds=0")
-    assert project.run(*EVERYTHING, "run=killed", "train.checkpoint_seconds=0").code == 0
+    ended = project.run(*EVERYTHING, "run=killed", "train.checkpoint_seconds=0")
+    assert "going on from runs/noise/killed/fold0/last.ckpt" in ended.out
     assert small.same(best(root, "whole"), best(root, "killed"))
-    assert epochs(root, "killed") == ["epoch", "1.0", "2.0", "3.0"] or epochs(root, "killed") == ["epoch", "1", "2", "3"]
+    assert epochs(root, "killed") == [1, 2, 3]
+
+
+def test_killed_after_the_last_step_only_finishes(root, project, monkeypatch):
+    assert project.run(*EVERYTHING, "run=whole").code == 0
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("pipeline.artefacts.finish", dies)
+        project.run(*EVERYTHING, "run=killed")
+    kill_after(monkeypatch, 0)  # not one more step
+    assert project.run(*EVERYTHING, "run=killed").code == 0
+    assert small.same(best(root, "whole"), best(root, "killed"))
+
+
+def dies(*_: object, **__: object) -> None:
+    raise Killed
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(root, project):
+    assert project.run(*EVERYTHING, "run=whole").code == 0
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        saved, left = torch.save, [5]
+
+        def cut_short(content, handle):
+            left[0] -= 1
+            saved(content, handle)
+            if not left[0]:
+                handle.truncate(handle.tell() // 2)
+                raise Killed
+
+        patch.setattr(torch, "save", cut_short)
+        project.run(*EVERYTHING, "run=killed", "train.checkpoint_seconds=0")
+    assert project.run(*EVERYTHING, "run=killed").code == 0
+    assert small.same(best(root, "whole"), best(root, "killed"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_process(root, project, number):
+    words = [*EVERYTHING, "run=killed", "epochs=40", "train.checkpoint_seconds=0"]
+    with small.process(root, *words) as process:
+        for line in process.stdout:
+            if "epoch  2" in line:
+                process.send_signal(number)
+                break
+        _, errors = process.communicate()
+    left = torch.load(root / "runs/noise/killed/fold0/last.ckpt", weights_only=True)
+    assert 1 <= left["progress"]["epoch"] < 40
+    if number != signal.SIGKILL:
+        assert process.returncode == 130
+        assert f"Go on with: ./run.sh {EVERYTHING[0]}" in errors
+    for run in ("killed", "whole"):
+        assert project.run(*EVERYTHING, f"run={run}", "epochs=40").code == 0
+    assert small.same(best(root, "whole"), best(root, "killed"))
+    assert epochs(root, "killed") == list(range(1, 41))
+
+
+def test_ctrl_c_in_the_last_validation_stops_before_the_next_fold(root, project, monkeypatch):
+    monkeypatch.setattr(engine, "_end_epoch", interrupting(engine._end_epoch, epoch=2))
+    stopped = project.run("stage=train", "run=tiny")
+    assert stopped.code == 130
+    assert not (root / "runs/noise/tiny/fold1").exists()
+    monkeypatch.undo()
+
+
+def interrupting(end_epoch, epoch: int):
+    """_end_epoch, in which a Ctrl-C comes once."""
+
+    def interrupted(progress, *rest):
+        if progress.epoch == epoch:
+            signal.raise_signal(signal.SIGINT)
+        return end_epoch(progress, *rest)
+
+    return interrupted
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_a_damaged_checkpoint_is_one_message(root, project, name, select):
+    words = ("stage=train", "fold=0", "average=ema()", f"select={select}")
+    assert project.run(*words).code == 0
+    before, path = best(root, "tiny"), root / "runs/noise/tiny/fold0" / name
+    path.write_bytes(path.read_bytes()[:5000])
+    if name == "last.ckpt":  # as if killed before the end
+        (path.parent / "train.json").unlink()
+        stopped = project.run(*words)
+    else:
+        stopped = project.run("stage=predict", "fold=0")
+    assert stopped.code == 2
+    assert stopped.err.startswith(f"error: runs/noise/tiny/fold0/{name} is damaged")
+    assert stopped.err.count("\n") == 1
+    assert "delete it" in stopped.err
+    path.unlink()  # what the message says
+    assert project.run(*words).code == 0
+    assert project.run("stage=predict", "fold=0").code == 0
+    assert small.same(before, best(root, "tiny"))
+
+
+def test_a_checkpoint_of_another_network_is_one_message(root, project):
+    assert project.run("stage=train", "fold=0", "run=wide", "backbone=small_image(width=8)").code == 0
+    place = root / "runs/noise/tiny/fold0/last.ckpt"
+    place.parent.mkdir(parents=True)
+    place.write_bytes((root / "runs/noise/wide/fold0/last.ckpt").read_bytes())
+    stopped = project.run("stage=train", "fold=0")
+    assert stopped.code == 2
+    assert "last.ckpt does not fit this run" in stopped.err
