@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from pipeline.data import channels_first, prefetch
 from pipeline.hardware import Hardware
 from pipeline.network import Network, for_prediction
 from pipeline.parts.views import View
-from pipeline.tasks import Task
+
+if TYPE_CHECKING:
+    from pipeline.tasks import Task
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

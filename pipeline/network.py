@@ -162,7 +162,8 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
     prefix = "model." if all(key.startswith("model.") for key in own) else ""
     found = {}
     for key, value in state.items():
-        for name in (key, prefix + key, key.removeprefix("module."), prefix + key.removeprefix("backbone.")):
+        plain = key.removeprefix("module.").removeprefix("backbone.").removeprefix("model.")  # DDP's, and our own
+        for name in (key, plain, prefix + plain):
             if name in own and own[name].shape == value.shape:
                 found[name] = value
     if len(found) < len(own) / 2:

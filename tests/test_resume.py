@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small_training as small
 import torch
@@ -47,9 +50,9 @@ def best(root: Path, run: str, fold: str = "fold0") -> dict[str, torch.Tensor]:
     return small.weights(root / "runs/noise" / run / fold / "best.ckpt")
 
 
-def epochs(root: Path, run: str) -> list[float]:
-    lines = (root / f"runs/noise/{run}/fold0/log.csv").read_text().splitlines()
-    return [float(line.split(",")[0]) for line in lines[1:]]
+def log(root: Path, run: str, column: str) -> list[float]:
+    with (root / f"runs/noise/{run}/fold0/log.csv").open() as lines:
+        return [float(row[column]) for row in csv.DictReader(lines)]
 
 
 def test_two_fresh_runs_are_equal_and_another_seed_is_not(root, project):
@@ -68,7 +71,9 @@ def test_killed_again_and_again_ends_with_the_same_weights(root, project):
     ended = project.run(*EVERYTHING, "run=killed", "train.checkpoint_seconds=0")
     assert "going on from runs/noise/killed/fold0/last.ckpt" in ended.out
     assert small.same(best(root, "whole"), best(root, "killed"))
-    assert epochs(root, "killed") == [1, 2, 3]
+    assert log(root, "killed", "epoch") == [1, 2, 3]
+    for column in ("loss", "score", "lr"):
+        assert log(root, "killed", column) == log(root, "whole", column)
 
 
 def test_killed_after_the_last_step_only_finishes(root, project, monkeypatch):
@@ -120,7 +125,7 @@ def test_a_signal_to_a_process(root, project, number):
     for run in ("killed", "whole"):
         assert project.run(*EVERYTHING, f"run={run}", "epochs=40").code == 0
     assert small.same(best(root, "whole"), best(root, "killed"))
-    assert epochs(root, "killed") == list(range(1, 41))
+    assert log(root, "killed", "epoch") == list(range(1, 41))
 
 
 def test_ctrl_c_in_the_last_validation_stops_before_the_next_fold(root, project, monkeypatch):
@@ -172,3 +177,41 @@ def test_a_checkpoint_of_another_network_is_one_message(root, project):
     stopped = project.run("stage=train", "fold=0")
     assert stopped.code == 2
     assert "last.ckpt does not fit this run" in stopped.err
+
+
+@pytest.mark.slow
+def test_the_recipe_killed_ten_times_ends_in_the_same_submission(root, project):
+    """The moments are shares of what the whole recipe prints, drawn once."""
+    words = ("stage=all", "average=ema()", "augment=light()", "train.checkpoint_seconds=0", "pseudo.threshold=0.34")
+    with small.process(root, *words) as process:
+        printed = process.stdout.readlines()
+        errors = process.stderr.read()
+    assert process.wait() == 0, errors
+    whole = outcomes(root)
+    assert len(whole) > 10
+    for name in ("runs", "submissions", "folds", "cache"):
+        shutil.rmtree(root / name)
+
+    killed = 0
+    for share in np.random.default_rng(0).uniform(0, 0.6, size=10):
+        with small.process(root, *words) as process:
+            for _ in range(int(share * len(printed))):
+                process.stdout.readline()
+            process.kill()
+        killed += process.wait() == -signal.SIGKILL
+    assert killed >= 8, "most kills must come before the end, or this test shows nothing"
+    ended = project.run(*words)
+    assert ended.code == 0, ended.err
+    assert outcomes(root) == whole
+
+
+def outcomes(root: Path) -> dict[str, object]:
+    """Folds, labels and submissions to the byte; of predictions and level 2 all but the commit that made them."""
+    texts = ("folds/*.csv", "submissions/*/*.csv", "runs/**/labels-*.csv")
+    found: dict[str, object] = {
+        str(path.relative_to(root)): path.read_bytes() for kind in texts for path in root.glob(kind)
+    }
+    for path in root.glob("runs/**/*.npz"):
+        with np.load(path) as arrays:
+            found[str(path.relative_to(root))] = [arrays[key].tobytes() for key in arrays if key != "made_by"]
+    return found

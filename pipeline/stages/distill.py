@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,7 +58,9 @@ def find_teachers(config: Config, student: str) -> list[Run]:
     """The named runs, or the predicted run with the best OOF score that is no student."""
     if config.distill.teacher:
         return [Run(config, name) for name in config.distill.teacher]
-    runs = [r for r in predicted_runs(config) if r.name != student and not r.name.endswith("-distilled")]
+    runs = [r for r in predicted_runs(config) if r.name != student and not _learned_from(r, "train.soft")]
+    if config.distill.source == "pair":
+        runs = [r for r in runs if not _learned_from(r, "train.labels")]
     if not runs:
         raise UserError(
             "there is no predicted run to learn from; run stage=train and stage=predict, or distill.teacher=RUN"
@@ -67,6 +70,10 @@ def find_teachers(config: Config, student: str) -> list[Run]:
     metric = evaluate.metric(config.metric)
     scores = [metric(truth, teacher.oof().values) * (1 if metric.greater else -1) for teacher in runs]
     return [runs[int(np.argmax(scores))]]
+
+
+def _learned_from(run: Run, key: str) -> str:
+    return str(run.stored().get("settings", {}).get(key, ""))
 
 
 def write_soft_labels(student: Run, teachers: list[Run], folder: Path) -> None:
@@ -80,6 +87,7 @@ def write_soft_labels(student: Run, teachers: list[Run], folder: Path) -> None:
     if artefacts.finished(folder.parent / "soft.json", print_, *files):
         return
     student.keep(shown(folder))
+    shutil.rmtree(folder, ignore_errors=True)
     for fold, file in enumerate(files):
         _mean([teach(teacher, task, fold) for teacher in teachers]).save(file)
         if config.distill.unlabelled:
@@ -109,6 +117,15 @@ def from_oof(teacher: Run, task: Task, fold: int) -> Predictions:
 
 def from_pairs(teacher: Run, task: Task, fold: int) -> Predictions:
     """Teachers without folds j and k label fold j for student k: strict and out-of-sample, K(K−1)/2 trainings."""
+    _check_models(teacher)
+    labels = _learned_from(teacher, "train.soft") or _learned_from(teacher, "train.labels")
+    if labels:
+        raise UserError(
+            f"distill.source=pair trains the teacher {teacher.name} anew without folds j and k, but it learned from "
+            f"{labels}, made by members that saw one of them; name a run without such labels, distill.teacher=RUN"
+        )
+    if teacher.count < 3:
+        raise UserError("distill.source=pair leaves out two folds, but there are 2; deal folds.count=3 or more")
     labelled = []
     for other in range(teacher.count):
         if other != fold:
@@ -127,13 +144,18 @@ def _by_member(teacher: Run, task: Task, held_out: tuple[int, ...], rows: np.nda
     from pipeline.hardware import Hardware
     from pipeline.prediction import Member
 
-    folder = teacher.member(held_out)
-    if not (folder / "best.ckpt").exists():
-        raise UserError(
-            f"{shown(folder / 'best.ckpt')} is missing, so {teacher.name} cannot label rows anew (an adopted run has "
-            "no models); use distill.source=oof, or another distill.teacher"
-        )
+    _check_models(teacher)
     config = teacher.as_trained()
-    member = Member(folder, config, teacher.competition, task, Hardware(**teacher.stored()["hardware"]))
+    member = Member(
+        teacher.member(held_out), config, teacher.competition, task, Hardware(**teacher.stored()["hardware"])
+    )
     ids = teacher.competition.train["id"].to_numpy()[rows]
     return Predictions(ids, member.merge(member.train_rows(rows)), task.space)
+
+
+def _check_models(teacher: Run) -> None:
+    if not teacher.stored():
+        raise UserError(
+            f"distill.teacher={teacher.name}, but it cannot label rows anew, since an adopted run has no models; use "
+            "distill.source=oof, or another distill.teacher=RUN"
+        )

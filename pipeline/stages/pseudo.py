@@ -9,7 +9,7 @@ import pandas as pd
 from pipeline import artefacts, evaluate
 from pipeline.artefacts import shown
 from pipeline.config import Config, replace, root
-from pipeline.console import Outcome, say
+from pipeline.console import Outcome, say, warn
 from pipeline.errors import UserError
 from pipeline.runs import Run, test_parts
 from pipeline.stages import predict, train
@@ -26,21 +26,28 @@ def run(config: Config) -> list[Outcome]:
     for number in range(1, config.pseudo.rounds + 1):
         outcome, student = run_round(teacher, f"{first}-r{number}", number)
         outcomes.append(outcome)
-        if student.rejected:
+        if student is None or student.rejected:
             break
         teacher = student
     return outcomes
 
 
-def run_round(teacher: Run, name: str, number: int) -> tuple[Outcome, Run]:
-    """One round: label the test rows, train and predict with them, compare OOF with the teacher's."""
+def run_round(teacher: Run, name: str, number: int) -> tuple[Outcome, Run | None]:
+    """One round: label the test rows, train and predict with them, compare OOF with the teacher's.
+
+    No run comes of it where no test row is sure enough; that is a warning, since a recipe must go on.
+    """
     began = time.perf_counter()
     thresholds = teacher.config.pseudo.threshold
     threshold = thresholds[min(number, len(thresholds)) - 1]
+    frame = make_labels(teacher, threshold)
+    if frame.empty:
+        note = f"no test row of {teacher.name} is as sure as pseudo.threshold={threshold:g}"
+        warn(f"{note}: there is no round {number}; lower it")
+        return Outcome("pseudo", name, seconds=time.perf_counter() - began, note=note), None
     student = Run(teacher.config, name)
     student.clear()
     path = student.folder / f"labels-r{number}.csv"
-    frame = make_labels(teacher, threshold)
     text = frame.to_csv(index=False, lineterminator="\n")
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         student.keep(shown(path))
@@ -83,10 +90,7 @@ def make_labels(teacher: Run, threshold: float) -> pd.DataFrame:
         labels = task.pseudo_labels(own.values[rows], config.data.target, config.pseudo.soft)
         frame = pd.DataFrame({"id": ids[rows], **labels, "weight": config.pseudo.weight, "for_fold": fold})
         frames.append(frame)
-    table = pd.concat(frames, ignore_index=True)
-    if table.empty:
-        raise UserError(f"no test row of {teacher.name} is as sure as pseudo.threshold={threshold}; lower it")
-    return table
+    return pd.concat(frames, ignore_index=True)
 
 
 def compare(teacher: Run, student: Run) -> tuple[float, float]:

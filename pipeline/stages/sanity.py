@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 from pipeline import artefacts
 from pipeline.competition import ensure_folds, load
@@ -17,16 +16,6 @@ class CheckFailed(UserError):
     """A sanity check failed: exit code 2 alone, a warning in a recipe."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One check: what was looked at, what was seen, whether it passed, and what to do if not."""
-
-    name: str
-    passed: bool
-    seen: str
-    advice: str
-
-
 def run(config: Config) -> list[Outcome]:
     """Print pass or fail for each check; raise CheckFailed if one failed."""
     began = time.perf_counter()
@@ -38,13 +27,12 @@ def run(config: Config) -> list[Outcome]:
         from pipeline.checks import all_checks
 
         say(f"sanity {run.name}")
-        checks = all_checks(run)
-        before = artefacts.finish(record, print_, checks=[vars(check) for check in checks])
-    checks = [Check(**facts) for facts in before["checks"]]
+        before = artefacts.finish(record, print_, checks=[vars(check) for check in all_checks(run)])
+    checks = before["checks"]
     for check in checks:
-        say(f"  {'pass' if check.passed else 'FAIL'}  {check.name}: {check.seen}")
-    failed = [check for check in checks if not check.passed]
+        say(f"  {'pass' if check['passed'] else 'FAIL'}  {check['name']}: {check['seen']}")
+    failed = [check for check in checks if not check["passed"]]
     if failed:
-        what = "; ".join(f"{check.name} ({check.seen}): {check.advice}" for check in failed)
+        what = "; ".join(f"{check['name']} ({check['seen']}): {check['advice']}" for check in failed)
         raise CheckFailed(f"sanity of {run.name}: {what}")
     return [Outcome("sanity", run.name, seconds=time.perf_counter() - began, note=f"{len(checks)} checks passed")]

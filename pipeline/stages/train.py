@@ -12,6 +12,7 @@ from pipeline.artefacts import shown
 from pipeline.competition import ensure_folds, load
 from pipeline.config import Config
 from pipeline.console import Outcome, say
+from pipeline.errors import UserError
 from pipeline.runs import Run
 
 OWN_FOLD = "selected on its own fold"
@@ -23,7 +24,12 @@ def run(config: Config) -> list[Outcome]:
     ensure_folds(config, load(config))
     run = Run(config, artefacts.run_name(config))
     run.settle()
-    reused = [train(run, held_out) for held_out in run.asked()]
+    try:
+        reused = [train(run, held_out) for held_out in run.asked()]
+    except UserError:
+        if not any(run.folder.glob("*/*.ckpt")):
+            run.file.unlink(missing_ok=True)  # nothing was trained, so that the mended settings are welcome
+        raise
     if config.select == "common":
         choose_common_epoch(run)
     return [outcome(run, time.perf_counter() - began, all(reused))]

@@ -1,0 +1,200 @@
+"""Draw docs/stages-light.svg and docs/stages-dark.svg: the stages, the files between them, and the lanes of the folds.
+
+Run from the project: .venv/bin/python docs/draw_stages.py [FOLDER]. The same code gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+FOLDER = Path(__file__).resolve().parent
+WIDTH, BOTTOM, TOP = 12.0, 0.3, 6.3  # inches
+FOLDS = 5
+LANE_TOP, LANE = 5.15, 0.56  # the middle of fold 0's lane, and the distance to the next
+LOW = LANE_TOP - (FOLDS - 1) * LANE - 0.24  # lower edge of the tall stages
+TRAIN, DISTILL, PSEUDO = 3.03, 1.72, 0.78  # where the bundle enters train; the heights of the two rows below
+BUNDLE = 0.08  # distance of the five lines of a bundle
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours: of the page, of text, of what is secondary, of stages, of files, and one a fold."""
+
+    page: str
+    text: str
+    faint: str
+    stage: str
+    on_stage: str
+    card: str
+    edge: str
+    folds: tuple[str, ...]
+
+
+THEMES = {
+    "light": Theme(
+        "#ffffff", "#1f2328", "#59636e", "#24507f", "#ffffff", "#f6f8fa", "#b6bfc9",
+        ("#2a7de1", "#12856f", "#b7791f", "#c2410c", "#8b4fc4"),
+    ),
+    "dark": Theme(
+        "#0d1117", "#e6edf3", "#9198a1", "#2d5f9b", "#ffffff", "#161b22", "#4a525c",
+        ("#58a6ff", "#3fc1a5", "#e3b341", "#f0883e", "#bc8cff"),
+    ),
+}  # fmt: skip
+
+
+class Picture:
+    """Boxes, texts and arrows in one theme, in inches from the lower left corner."""
+
+    def __init__(self, theme: Theme) -> None:
+        self.theme = theme
+        self.figure = Figure(figsize=(WIDTH, TOP - BOTTOM), facecolor=theme.page)
+        self.axes: Axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes.set(xlim=(0, WIDTH), ylim=(BOTTOM, TOP))
+        self.axes.axis("off")
+
+    def box(self, x: float, y: float, width: float, height: float, fill: str, edge: str) -> None:
+        """A rounded box with its lower left corner at (x, y)."""
+        shape = "round,pad=0,rounding_size=0.09"
+        colors = {"facecolor": fill, "edgecolor": edge}
+        self.axes.add_patch(FancyBboxPatch((x, y), width, height, shape, lw=1.2, zorder=3, **colors))
+
+    def text(self, x: float, y: float, words: str, color: str = "", size: float = 11.0, **more: object) -> None:
+        """Words, centred on (x, y) unless said otherwise."""
+        more = {"ha": "center", "va": "center", "zorder": 4, **more}
+        self.axes.text(x, y, words, color=color or self.theme.text, fontsize=size, **more)
+
+    def stage(self, x: float, y: float, width: float, height: float, name: str) -> None:
+        """A stage: a filled box with its verb."""
+        self.box(x, y, width, height, self.theme.stage, self.theme.stage)
+        self.text(x + width / 2, y + height / 2, name, self.theme.on_stage, 13, weight="bold")
+
+    def file(
+        self, x: float, y: float, width: float, height: float, *lines: str, edge: str = "", size: float = 10.5
+    ) -> None:
+        """Files: an outlined box with their names, one a line."""
+        self.box(x, y, width, height, self.theme.card, edge or self.theme.edge)
+        gap = 0.235
+        for row, line in enumerate(lines):
+            middle = y + height / 2 + ((len(lines) - 1) / 2 - row) * gap
+            self.text(x + width / 2, middle, line, size=size, family="DejaVu Sans Mono")
+
+    def path(self, *points: tuple[float, float], color: str = "", head: bool = True, line: float = 1.6) -> None:
+        """A line through the points, with an arrow head at its end."""
+        color = color or self.theme.faint
+        xs, ys = zip(*points, strict=True)
+        if len(points) > 2 or not head:
+            self.axes.plot(xs, ys, color=color, lw=line, solid_joinstyle="round", solid_capstyle="round")
+        if head:
+            style = {"arrowstyle": "-|>,head_width=0.22,head_length=0.4", "color": color, "lw": line, "shrinkA": 0}
+            self.axes.annotate("", points[-1], points[-2], arrowprops={**style, "shrinkB": 0})
+
+
+def draw(theme: Theme) -> Figure:
+    """The whole picture."""
+    picture = Picture(theme)
+    competition(picture)
+    lanes(picture)
+    level_two(picture)
+    returning(picture)
+    captions(picture)
+    return picture.figure
+
+
+def competition(p: Picture) -> None:
+    """Left: what Kaggle ships, and the folds."""
+    p.text(1.25, 5.99, "data/NAME/", p.theme.faint, 10.5, family="DejaVu Sans Mono")
+    p.file(0.15, 4.62, 2.2, 1.2, "train.csv", "train_images/", "test_images/", "sample_submission.csv")
+    p.path((1.25, 4.62), (1.25, 4.22))
+    p.stage(0.7, 3.78, 1.1, 0.42, "split")
+    p.path((1.25, 3.78), (1.25, 3.38))
+    p.file(0.15, 2.92, 2.2, 0.44, "folds/NAME.csv")
+    p.path((2.35, 3.14), (2.68, 3.14))
+    p.path((2.35, 5.15), (2.68, 5.15))
+
+
+def lane(fold: int) -> float:
+    """The height of the middle of a fold's lane."""
+    return LANE_TOP - fold * LANE
+
+
+def lanes(p: Picture) -> None:
+    """Middle: one member a fold, from training to predictions; lanes do not touch."""
+    for fold, color in enumerate(p.theme.folds):
+        y = lane(fold)
+        for begin, end in ((3.56, 3.82), (5.26, 5.5), (6.48, 6.72), (8.46, 8.72)):
+            p.path((begin, y), (end, y), color=color)
+        p.file(3.84, y - 0.2, 1.42, 0.4, f"fold{fold}/best.ckpt", edge=color, size=9.8)
+        p.file(6.74, y - 0.2, 0.82, 0.4, "oof.npz", edge=color, size=9.8)
+        p.file(7.6, y - 0.2, 0.86, 0.4, "test.npz", edge=color, size=9.8)
+    height = LANE_TOP + 0.24 - LOW
+    p.stage(2.7, LOW, 0.86, height, "train")
+    p.stage(5.52, LOW, 0.96, height, "predict")
+    p.stage(8.74, LOW, 0.86, height, "stack")
+    p.stage(2.63, 5.77, 1.0, 0.4, "sanity")
+    p.path((3.13, 5.77), (3.13, 5.41))
+    p.stage(7.08, 5.77, 1.0, 0.4, "adopt")
+    p.path((7.58, 5.77), (7.58, 5.38))
+
+
+def level_two(p: Picture) -> None:
+    """Right: level 2, the submission and its score."""
+    left, middle = 9.86, 10.855
+    p.path((9.6, 5.11), (left - 0.02, 5.11))
+    p.file(left, 4.83, 1.99, 0.56, "level2/stack/", "nested.npz test.npz")
+    p.path((middle, 4.83), (middle, 4.47))
+    p.stage(middle - 0.58, 4.03, 1.16, 0.42, "submit")
+    p.path((middle, 4.03), (middle, 3.67))
+    p.file(left, 3.09, 1.99, 0.56, "submissions/NAME/", "stack.csv .json")
+    p.path((middle, 3.09), (middle, 2.73))
+    p.stage(middle - 0.58, 2.29, 1.16, 0.42, "score")
+
+
+def returning(p: Picture) -> None:
+    """Below: what members teach the next run, each its own fold only."""
+    rows = ((DISTILL, 5.02, "distill", ("soft/", "fold0–4.npz")), (PSEUDO, 8.03, "pseudo", ("labels-r1.csv",)))
+    for y, source, name, files in rows:
+        for fold, color in enumerate(p.theme.folds):
+            shift = (fold - (FOLDS - 1) / 2) * BUNDLE
+            down, up = source + shift, TRAIN + shift
+            bend = ((down, y - shift), (5.2, y - shift)) if source > 6 else ((down, y),)
+            p.path((down, lane(FOLDS - 1) - 0.2), *bend, color=color, head=False)
+            p.path((4.0, y - shift), (up, y - shift), (up, LOW - 0.06), color=color, head=False)
+            p.axes.plot([up], [LOW - 0.06], marker="^", color=color, markersize=4.5)
+        p.path((4.78, y), (4.54, y))
+        p.stage(4.78, y - 0.25, 1.12, 0.5, name)
+        p.file(3.32, y - 0.28, 1.2, 0.56, *files, size=9.8)
+
+
+def captions(p: Picture) -> None:
+    """What the colours mean."""
+    p.text(8.6, 1.66, "Member k teaches member k only:", ha="left")
+    p.text(8.6, 1.42, "no label of fold k reaches", ha="left")
+    p.text(8.6, 1.18, "what predicts fold k.", ha="left")
+    p.text(8.6, 0.82, "Lanes meet in stack alone; its score", p.theme.faint, ha="left")
+    p.text(8.6, 0.58, "is nested CV on the same folds.", p.theme.faint, ha="left")
+    for y, fill, edge, word in (
+        (1.36, p.theme.stage, p.theme.stage, "stage"),
+        (0.98, p.theme.card, p.theme.edge, "file"),
+    ):
+        p.box(0.15, y, 0.36, 0.22, fill, edge)
+        p.text(0.62, y + 0.11, word, p.theme.faint, ha="left")
+    p.path((0.15, 0.71), (0.51, 0.71), color=p.theme.folds[0], head=False)
+    p.text(0.62, 0.71, "one fold", p.theme.faint, ha="left")
+
+
+def main(folder: Path) -> None:
+    """Write one svg a theme."""
+    matplotlib.rcParams |= {"svg.hashsalt": "stages", "svg.fonttype": "path", "font.family": "DejaVu Sans"}
+    for name, theme in THEMES.items():
+        draw(theme).savefig(folder / f"stages-{name}.svg", metadata={"Date": None}, facecolor=theme.page)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)

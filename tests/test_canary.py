@@ -1,0 +1,174 @@
+"""Law 1 as a whole: labels are drawn at random and the test images are the training images, so that whatever of a
+row's label reaches the member that predicts the row shows as a score above chance.
+
+Members know their own rows by heart, and their labels of the duplicates with them. The naive variant, labels from the
+average of all members, shows what a leak looks like here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import small_training as small
+
+from pipeline import runs
+from pipeline.__main__ import main
+from pipeline.artefacts import Predictions
+from pipeline.competition import load
+from pipeline.runs import Run
+from pipeline.tasks.multiclass import Multiclass
+
+ROWS, FOLDS, CLASSES = 240, 4, "abcd"
+CHANCE = 1 / len(CLASSES)
+LIMIT = CHANCE + 3 * math.sqrt(CHANCE * (1 - CHANCE) / ROWS)  # 3 bootstrapped standard errors of a score at chance
+CONFIG = {"epochs": 40, "batch_size": 60, "lr": "1e-2"}
+
+
+@dataclass(frozen=True)
+class Canary:
+    """The competition with its baseline run ``tiny`` trained and predicted."""
+
+    root: Path
+
+    def run(self, *words: str) -> str:
+        """What a command prints; it must succeed."""
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            code = main(list(words))
+        assert code == 0, err.getvalue()
+        return out.getvalue()
+
+    def oof(self, run: str) -> float:
+        """The accuracy of a run's OOF predictions, from its files."""
+        return accuracy(Run(small.config(), run).oof().values, truth())
+
+    def labels(self, run: str) -> pd.DataFrame:
+        return pd.read_csv(self.root / f"runs/noise/{run}/labels-r1.csv")
+
+
+def truth() -> np.ndarray:
+    """(240,) class of each training row, and of the test row that is its duplicate."""
+    return Multiclass(CLASSES).targets(load(small.config()).train["target"].to_numpy())
+
+
+def accuracy(values: np.ndarray, classes: np.ndarray) -> float:
+    return float(np.mean(values.argmax(axis=1) == classes))
+
+
+@pytest.fixture(scope="module")
+def canary(tmp_path_factory: pytest.TempPathFactory):
+    """Trained once for all tests of this file."""
+    root = tmp_path_factory.mktemp("canary")
+    shutil.copytree(small.SOURCE / "configs", root / "configs")
+    small.write(root, rows=ROWS, folds=FOLDS, classes=CLASSES, learnable=False)
+    model = root / "configs/model/tiny.yaml"
+    model.write_text("".join(f"{key}: {value}\n" for key, value in {**small.MODEL, **CONFIG}.items()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIPELINE_ROOT", str(root))
+        canary = Canary(root)
+        canary.run("stage=train")
+        canary.run("stage=predict")
+        yield canary
+
+
+@pytest.fixture(scope="module")
+def pseudo(canary: Canary) -> str:
+    """A round of pseudo-labels."""
+    canary.run("stage=pseudo", "pseudo.threshold=0.5")
+    return "tiny-r1"
+
+
+@pytest.fixture(scope="module")
+def student(canary: Canary) -> str:
+    """A student of the same fold's teachers."""
+    canary.run("stage=distill", "distill.source=member", "distill.teacher=tiny", "distill.unlabelled=true")
+    return "tiny-distilled"
+
+
+def test_the_competition_is_what_a_canary_needs(canary):
+    competition = load(small.config())
+    pictures = [
+        [(competition.folder / file).read_bytes() for file in frame["file"]]
+        for frame in (competition.train, competition.test)
+    ]
+    assert pictures[0] == pictures[1], "the test images are the training images"
+    assert len(set(pictures[0])) == ROWS, "no two training images are alike"
+    assert not set(competition.train["id"]) & set(competition.test["id"])
+    assert np.bincount(truth()).tolist() == [ROWS // 4] * 4
+
+
+def test_training_stays_at_chance(canary):
+    assert canary.oof("tiny") <= LIMIT
+
+
+def test_members_know_their_own_rows_and_so_the_duplicates(canary, student):
+    """Without this the canary could not sing: it is what gives the other tests their power."""
+    run = Run(small.config(), "tiny")
+    for fold in range(FOLDS):
+        own = run.folds != fold
+        taught = Predictions.load(canary.root / f"runs/noise/{student}/soft/fold{fold}.npz")
+        assert accuracy(taught.values, truth()[own]) >= 0.99
+        assert accuracy(run.tests()[fold].values[own], truth()[own]) >= 0.99
+
+
+def test_pseudo_labels_stay_at_chance(canary, pseudo):
+    made = canary.labels(pseudo)
+    assert made["for_fold"].value_counts().min() >= ROWS / 2, "at least half of the test rows, for each member"
+    assert canary.oof(pseudo) <= LIMIT
+
+
+def test_soft_crossfitted_pseudo_labels_stay_at_chance(canary):
+    shutil.copytree(canary.root / "runs/noise/tiny", canary.root / "runs/noise/twin")
+    canary.run("stage=pseudo", "run=twin", "pseudo.threshold=0.5", "pseudo.crossfit=true", "pseudo.soft=true")
+    made, parts = canary.labels("twin-r1"), runs.test_parts(ROWS, FOLDS, 0)
+    ids = load(small.config()).test["id"].to_numpy()
+    assert made["for_fold"].value_counts().min() >= ROWS / 2
+    for fold in range(FOLDS):
+        assert not set(made[made["for_fold"] == fold]["id"]) & set(ids[parts == fold])
+    assert canary.oof("twin-r1") <= LIMIT
+
+
+def test_distillation_stays_at_chance(canary, student):
+    assert canary.oof(student) <= LIMIT
+
+
+def test_distillation_from_oof_leaks_at_second_order_and_says_so(canary):
+    """Its teachers saw the student's fold: over six seeds OOF came to 0.31 ± 0.01, where chance is 0.25."""
+    from pipeline.stages import distill
+
+    [outcome] = distill.run(small.config(run="leaky", distill__source="oof", distill__teacher=["tiny"]))
+    assert "second-order leak" in outcome.note
+    assert canary.oof("leaky") < 0.45
+
+
+@pytest.mark.slow
+def test_distillation_from_pairs_stays_at_chance(canary):
+    canary.run("stage=distill", "run=paired", "distill.source=pair", "distill.teacher=tiny")
+    assert canary.oof("paired") <= LIMIT
+
+
+def test_a_stack_stays_at_chance(canary, pseudo, student):
+    canary.run("stage=stack", f"stack.members=tiny,{pseudo},{student}")
+    nested = Predictions.load(canary.root / "runs/noise/level2/stack/nested.npz")
+    assert accuracy(nested.align(load(small.config()).train["id"].to_numpy()).values, truth()) <= LIMIT
+
+
+def test_the_naive_variant_leaks(canary):
+    """The average of all members' test predictions, given to every member: the usual way, and a leak."""
+    run, task = Run(small.config(), "tiny"), Multiclass(CLASSES)
+    mean = np.mean([member.values for member in run.tests()], axis=0)
+    rows, _ = task.confident(mean, 0.5)
+    ids = load(small.config()).test["id"].to_numpy()[rows]
+    one = pd.DataFrame({"id": ids, **task.pseudo_labels(mean[rows], "label", False), "weight": 1.0})
+    naive = pd.concat([one.assign(for_fold=fold) for fold in range(FOLDS)])
+    naive.to_csv(canary.root / "naive.csv", index=False)
+    canary.run("stage=train", "run=naive", "train.labels=naive.csv")
+    canary.run("stage=predict", "run=naive")
+    assert canary.oof("naive") > 0.8
