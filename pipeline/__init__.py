@@ -4,4 +4,9 @@ import os
 
 __version__ = "0.1.0"
 
+# Set before the libraries that read them are loaded; what the user has set stays.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing albumentations asks the network for its version
+if "OMP_WAIT_POLICY" not in os.environ:
+    # Threads that spin while they wait for each other starve on a machine that does other work too; a short spin
+    # before they sleep costs nothing that was seen where it is idle.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")

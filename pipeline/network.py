@@ -47,8 +47,15 @@ class Normalise(nn.Module):
         self.register_buffer("shift", (-torch.tensor(mean) / torch.tensor(std)).view(shape), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) uint8 or float in 0…255 → the same shape, float."""
-        return images.to(self.scale.dtype).mul(self.scale).add_(self.shift)
+        """(B, C, H, W) uint8 or float in 0…255 → the same shape, float, in channels_last.
+
+        Scale and shift are repeated along a row of pixels: over channels alone, that lie side by side, a CPU cannot
+        use its vector units and takes ten times as long.
+        """
+        count, channels, height, width = images.shape
+        rows = images.permute(0, 2, 3, 1).reshape(count, height, width * channels).to(self.scale.dtype)
+        scale, shift = (part.flatten().repeat(width) for part in (self.scale, self.shift))
+        return torch.addcmul(shift, rows, scale).view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 class Network(nn.Module):

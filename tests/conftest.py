@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import pipeline  # noqa: F401  (sets the environment before any test imports torch)
+
 SOURCE = Path(__file__).resolve().parent.parent
 
 

@@ -65,7 +65,7 @@ def documented(project):
 
 def test_there_are_commands_to_check():
     assert len(commands()) > 20
-    assert SHOWN_AS_WRONG <= set(commands())
+    assert all(line in commands() for line in SHOWN_AS_WRONG)
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if own_part() not in line])
@@ -175,7 +175,7 @@ def test_links_lead_somewhere(page):
 def test_files_named_in_prose_exist():
     for page in PAGES:
         named = re.findall(r"`((?:pipeline|tests|benchmarks|docs|configs)/[\w/.]+\.\w+)`", page.read_text())
-        missing = [path for path in named if not (SOURCE / path).exists()]
+        missing = [path for path in named if "NAME" not in path and not (SOURCE / path).exists()]
         assert missing == [], page.name
 
 
