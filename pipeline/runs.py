@@ -89,8 +89,11 @@ class Run:
 
         Returns the stored content. Raises UserError that shows the difference and offers run=NAME.
         """
-        self.clear()
         settings, inputs, stored = self.settings(), self.inputs(), self.stored()
+        if self.config.overwrite:
+            same = stored.get("settings") == settings and stored.get("inputs") == inputs
+            self.clear([self.member(held_out) for held_out in self.asked()] if same else None)
+            stored = self.stored()
         if stored and any(self.folder.glob("*/*.ckpt")):
             self._compare(settings, inputs, stored)
             return stored
@@ -106,10 +109,11 @@ class Run:
         write_yaml(self.file, content)
         return content
 
-    def clear(self) -> None:
-        """Remove the run's folder, if the user asked for it with overwrite=true."""
-        if self.config.overwrite and self.folder.exists():
-            shutil.rmtree(self.folder)
+    def clear(self, members: list[Path] | None = None) -> None:
+        """Remove the run's folder, or only these members of it, if the user asked for it with overwrite=true."""
+        for folder in [self.folder] if members is None else members:
+            if self.config.overwrite and folder.exists():
+                shutil.rmtree(folder)
 
     def keep(self, what: str) -> None:
         """Refuse to change what an existing run was trained on; what: the thing that came out differently."""

@@ -54,12 +54,11 @@ def own_part() -> str:
 
 @pytest.fixture
 def documented(project):
-    """A project that also holds the YAML files which the README writes out, and one more competition that it shows."""
+    """A project that also holds the YAML files which the README writes out."""
     for body in blocks(README, "yaml"):
         path = project.root / body.splitlines()[0].removeprefix("# ")
         assert path.suffix == ".yaml", f"say in the first line which file this is, not {body.splitlines()[0]!r}"
         path.write_text(body, encoding="utf-8")
-    (project.root / "configs/competition/fashion.yaml").write_text("data: {folder: data/fashion}\nsymmetry: hflip\n")
     return project
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline import artefacts, evaluate
 from pipeline.artefacts import Predictions, shown
-from pipeline.config import Config, replace, root
+from pipeline.config import Config, replace, root, scoped
 from pipeline.console import Outcome, say
 from pipeline.errors import UserError
 from pipeline.runs import Run, predicted_runs
@@ -82,7 +82,8 @@ def write_soft_labels(student: Run, teachers: list[Run], folder: Path) -> None:
     teach = SOURCES[config.distill.source]
     parents = [t.need((fold,), "test.npz").parent for t in teachers for fold in range(t.count)]
     facts = [artefacts.file_digest(p / n) for p in parents for n in ("test.npz", "oof.npz")]
-    print_ = artefacts.fingerprint(config.distill.source, config.distill.unlabelled, [t.name for t in teachers], facts)
+    asked = (config.distill.source, config.distill.unlabelled, scoped(config, "predict"))
+    print_ = artefacts.fingerprint(*asked, [t.name for t in teachers], facts)
     files = [folder / f"fold{fold}.npz" for fold in range(teachers[0].count)]
     if artefacts.finished(folder.parent / "soft.json", print_, *files):
         return
