@@ -1,8 +1,10 @@
-"""Images: which file an id means, how a file becomes square pixels, and the cache that decodes each file once.
+"""Images: how files become square pixels, and the cache that decodes each file once.
 
 Every image is read here and nowhere else, so training and prediction see the same pixels. The cache lies in
 ``<cache>/<key>/``: ``pixels.bin`` (N, H, W, C) uint8, and ``pixels.json``, which is written last and so says that the
 pixels are complete. A set too large to keep has only ``checked.json``, the list of its broken files.
+
+Images are named by specs, see ``pipeline/files.py``: a file, several files as channels, a file and a box.
 """
 
 from __future__ import annotations
@@ -11,35 +13,41 @@ import contextlib
 import errno
 import functools
 import hashlib
-import io
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from math import ceil, floor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline import pictures, registry
 from pipeline.artefacts import locked, read_json, shown, write_json
 from pipeline.console import progress, say, warn
 from pipeline.errors import UserError, some
+from pipeline.files import BOX, JOIN, MISSING, Boxed, label, parts, read_bytes, stats
 from pipeline.hardware import physical_cores
+from pipeline.pictures import Picture, opencv
+
+__all__ = [
+    "BOX", "JOIN", "BrokenImage", "Images", "Look", "decode", "label", "look", "mean_std", "open_cache", "opencv",
+    "read", "stats",
+]  # fmt: skip
 
 FORMAT = 1  # raise it when the same file must become other pixels; old caches are then no longer used
-LIMIT_PIXELS = 2**28  # a larger image is refused before it is decoded: it may be a decompression bomb
+LIMIT_PIXELS = 268_000_000  # data.megapixels: a larger image is refused before it is decoded
+MOST_CHANNELS = 64
+READER = "auto()"
 FILL = 128  # grey level of the rows of broken images
 BLOCK_BYTES = 2**20  # decoded bytes that one thread makes before they are written
 SAVE_SECONDS = (
     2.0  # how often a build notes what is safely on the disk; only the work redone after a kill depends on it
 )
 FREE_BYTES = 2**30  # disk space that a cache leaves for checkpoints and predictions
-MISSING = -1  # stands for the size of a file that does not exist
-IMAGE_SUFFIXES = {
-    ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"
-}  # fmt: skip
 
 
 class BrokenImage(Exception):
@@ -53,263 +61,170 @@ class BrokenImage(Exception):
         return type(self), (self.path, self.reason)
 
 
-# --- which file an id means ---------------------------------------------------------------------------------------
+# --- one spec → pixels --------------------------------------------------------------------------------------------
 
 
-def find_images(folder: Path) -> dict[str, list[str]]:
-    """What an id may mean: relative name, name, or either without its suffix → files relative to folder.
-
-    Files with the suffix of an image stand before all others of the same stem. Hidden files, links that leave the
-    folder and links to folders are left out.
-    """
-    return _index(_walk(folder)[0])
-
-
-def resolve(folder: Path, subfolder: str, ids: Sequence[str]) -> list[str]:
-    """The file of each id, relative to folder, in the order of ids; files are looked for in folder/subfolder.
-
-    An id is a file's name or its path below the subfolder, with or without suffix. UserError for ids that would leave
-    the folder, that fit several files, or that fit none.
-    """
-    place = folder / subfolder
-    outside = [repr(name) for name in ids if _leaves(name)]
-    if outside:
-        raise UserError(f"{len(outside)} image ids would leave {shown(place)}: {some(outside)}; correct the table")
-    files, links = _walk(place)
-    index = _index(files)
-    prefix = "" if subfolder in ("", ".") else subfolder.rstrip("/") + "/"
-    found = [_candidates(index, name, prefix) for name in ids]
-    several = [f"{name!r}: {' and '.join(fits[:2])}" for name, fits in zip(ids, found, strict=True) if len(fits) > 1]
-    if several:
-        raise UserError(
-            f"{shown(place)}: {len(several)} ids fit several files: {some(several, 3)}; give the suffix or the path in "
-            "the table, or move one of the files away"
-        )
-    missing = [name for name, fits in zip(ids, found, strict=True) if not fits]
-    if missing:
-        links_left = f"; links that leave it or lead to folders are not followed: {some(links, 2)}" if links else ""
-        raise UserError(
-            f"{len(missing)} of {len(ids)} ids have no image in {shown(place)}: {some(missing)}; the folder holds "
-            f"{len(files)} files{': ' + some(files, 2) if files else ''}{links_left}; correct the table, data.id, "
-            "data.train_images or data.test_images"
-        )
-    return [prefix + fits[0] for fits in found]
-
-
-def _leaves(name: str) -> bool:
-    return not name or name.startswith("/") or "\0" in name or ".." in name.split("/")
-
-
-def _candidates(index: Mapping[str, list[str]], name: str, prefix: str) -> list[str]:
-    for key in (name, name.removeprefix(prefix)):
-        fits = index.get(key, [])
-        if fits:
-            return [key] if key in fits else fits
-    return []
-
-
-def _index(files: list[str]) -> dict[str, list[str]]:
-    index: dict[str, list[str]] = {}
-    others: dict[str, list[str]] = {}
-    for file in files:
-        path, suffix = os.path.splitext(file)
-        name, stem = file.rpartition("/")[2], path.rpartition("/")[2]
-        for key in {file, name}:
-            index.setdefault(key, []).append(file)
-        known = index if suffix.lower() in IMAGE_SUFFIXES else others
-        for key in {path, stem} - {file, name}:
-            known.setdefault(key, []).append(file)
-    return {**others, **index}  # 7.png is meant by "7", not the 7.xml beside it
-
-
-def _walk(folder: Path) -> tuple[list[str], list[str]]:
-    """All files below a folder, and the links that are not followed; relative, sorted."""
-    if not folder.is_dir():
-        raise UserError(f"{shown(folder)} is no folder; data.train_images and data.test_images name the image folders")
-    inside = os.path.realpath(folder) + "/"
-    files: list[str] = []
-    links: list[str] = []
-    pending = [""]
-    while pending:
-        prefix = pending.pop()
-        with os.scandir(folder / prefix) as entries:
-            for entry in entries:
-                name = prefix + entry.name
-                if entry.name.startswith(".") or entry.name == "__MACOSX":
-                    continue
-                if entry.is_symlink():
-                    follow = entry.is_file() and os.path.realpath(entry.path).startswith(inside)
-                    (files if follow else links).append(name)
-                elif entry.is_dir():
-                    pending.append(name + "/")
-                elif entry.is_file():
-                    files.append(name)
-    return sorted(files), sorted(links)
-
-
-def listing(folder: Path, files: Sequence[str]) -> str:
-    """A fingerprint of names and byte sizes; the same after a copy to another machine."""
-    digest = hashlib.blake2b(digest_size=8)
-    for file, stat in zip(files, _stats(folder, files), strict=True):
-        digest.update(f"{file}\0{stat.st_size if stat else MISSING}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def _stats(folder: Path, files: Sequence[str]) -> Iterator[os.stat_result | None]:
-    for file in files:
-        try:
-            yield os.stat(f"{folder}/{file}")
-        except OSError:
-            yield None
-
-
-# --- one file → square pixels -------------------------------------------------------------------------------------
-
-
-def decode(path: str | Path, channels: int, size: int, resize: str, limit_pixels: int = LIMIT_PIXELS) -> np.ndarray:
-    """Read a file of any usual format as (size, size, channels) uint8; channels: 1 grey, 3 RGB.
+def decode(
+    spec: str | Path, channels: int, size: int, resize: str, limit_pixels: int = LIMIT_PIXELS, reader: str = READER,
+    folder: str | Path = "",
+) -> np.ndarray:  # fmt: skip
+    """Read a spec (relative to folder) as (size, size, channels) uint8; channels: 1 grey, 3 RGB, others as they are.
 
     resize: "stretch", "pad" (whole image, centred, black border) or "crop" (centre). Orientation from EXIF is applied,
     16 bits become 8, transparency shows white unless it is the same everywhere. Raises BrokenImage, and UserError where
     the disk refuses.
     """
     try:
-        with open(path, "rb", buffering=0) as handle:
-            data = handle.readall()
-    except (FileNotFoundError, NotADirectoryError) as fault:
-        raise BrokenImage(path, "missing") from fault
-    except OSError as fault:  # of the disk or its rights, not of the image
-        raise UserError(f"{shown(Path(path))} cannot be read: {fault.strerror}; mend that and run again") from fault
-    try:
-        if not data:
-            raise ValueError("empty file")
-        image = _eight_bits(_pixels(data, channels, size, resize, limit_pixels))
+        picture, joined = _open_spec(spec, folder, reader, limit_pixels, channels == 1, size, resize)
+        image = _fitting(_eight_bits(picture.pixels), channels, joined)
     except ValueError as fault:
-        raise BrokenImage(path, str(fault)) from fault
-    return _colours(_square(_without_alpha(image), size, resize), channels)
+        raise BrokenImage(_named(spec), str(fault)) from fault
+    return _colours(_square(image, size, resize), channels, picture.blue_first)
+
+
+class Look(NamedTuple):
+    """An image, and what its file says of itself.
+
+    width, height, channels: of the file as it is shown, before a box; 4 channels are RGBA, or several files. bits: 8 or
+    16 a channel. pixels: (H, W, C) uint8, RGB or grey, smaller than the file where a reduced size was asked for.
+    """
+
+    width: int
+    height: int
+    channels: int
+    bits: int
+    pixels: np.ndarray
+
+
+def look(
+    spec: str | Path, folder: str | Path = "", *, reader: str = READER, limit_pixels: int = LIMIT_PIXELS,
+    channels: int | None = None, at_least: int = 0,
+) -> Look:  # fmt: skip
+    """Read a spec (relative to folder) at its own size and, unless channels is given, with its own channels.
+
+    at_least: a JPEG may be shrunk while it is decoded, to a shorter side of no less than this; 0: not at all.
+    Transparency shows white. Raises BrokenImage, and UserError where the disk refuses.
+    """
+    try:
+        picture, joined = _open_spec(spec, folder, reader, limit_pixels, False, at_least, "stretch")
+        image = _fitting(_eight_bits(picture.pixels), channels, joined)
+    except ValueError as fault:
+        raise BrokenImage(_named(spec), str(fault)) from fault
+    bits = 16 if picture.pixels.dtype == np.uint16 else 8
+    shown_as = _colours(image, channels or _count(image), picture.blue_first)
+    return Look(picture.width, picture.height, _count(picture.pixels), bits, shown_as)
+
+
+def read(
+    spec: str | Path, folder: str | Path = "", *, reader: str = READER, limit_pixels: int = LIMIT_PIXELS,
+    channels: int | None = None,
+) -> np.ndarray:  # fmt: skip
+    """The pixels of a spec at full size, (H, W, C) uint8 in RGB order; as ``look``."""
+    return look(spec, folder, reader=reader, limit_pixels=limit_pixels, channels=channels).pixels
+
+
+def _named(spec: str | Path) -> str | Path:
+    return label(spec) if isinstance(spec, str) else spec
 
 
 @functools.cache
-def _opencv() -> Any:
-    import cv2
-
-    cv2.setNumThreads(1)  # images are decoded side by side; a resize that splits itself again only fights for the cores
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # faults are reported once, by name
-    return cv2
+def _reader(call: str) -> tuple[Callable[[bytes, str, int], np.ndarray], bool]:
+    """The reader, and whether it reads PNG and JPEG as pictures.decode does."""
+    return registry.build("readers", call), bool(registry.facts("readers", call).get("pictures"))
 
 
-def _pixels(data: bytes, channels: int, size: int, resize: str, limit: int) -> np.ndarray:
-    """(H, W), (H, W, 3) BGR or (H, W, 4) BGRA of any depth: OpenCV where it is quick and right, else Pillow."""
-    cv2 = _opencv()
-    if data.startswith(b"\xff\xd8\xff"):
-        width, height, components = _jpeg_header(data)
-        factor = _reduction(width, height, size, resize)
-        _check_size(width // factor, height // factor, limit)
-        colour = "GRAYSCALE" if channels == 1 or components == 1 else "COLOR"
-        flags = getattr(cv2, f"IMREAD_{colour}" if factor == 1 else f"IMREAD_REDUCED_{colour}_{factor}")
-        quick = components != 4  # OpenCV's CMYK is off
-    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
-        width, height, quick = _png_header(data)
-        _check_size(width, height, limit)
-        flags = cv2.IMREAD_UNCHANGED
+def _open_spec(
+    spec: str | Path, folder: str | Path, reader: str, limit: int, grey: bool, size: int, resize: str
+) -> tuple[Picture, bool]:
+    """The picture that a spec names, cut to its box, and whether several files made it; ValueError if broken."""
+    if isinstance(spec, Path) or (JOIN not in spec and BOX not in spec):
+        return _load(f"{folder}/{spec}" if folder else spec, reader, limit, grey, size, resize), False
+    files, box = parts(spec)
+    places = [f"{folder}/{file}" if folder else file for file in files]
+    size = 0 if box else size  # the box is in pixels of the whole image
+    if len(files) > 1:
+        each = zip(files, places, strict=True)
+        picture = _joined(files, [_load(place, reader, limit, True, size, resize, file) for file, place in each])
     else:
-        quick = False
-    image = _with_opencv(data, flags) if quick else None
-    return _with_pillow(data, limit) if image is None else image
+        picture = _load(places[0], reader, limit, grey, size, resize)
+    return (picture._replace(pixels=_cut(picture.pixels, box)) if box else picture), len(files) > 1
 
 
-def _jpeg_header(data: bytes) -> tuple[int, int, int]:
-    """Width, height, components; ValueError if the end of the picture is not there."""
-    place, found = 2, None
-    while place + 9 < len(data):
-        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
-        if data[place] != 0xFF or marker == 0xFF:  # fill bytes before a marker
-            place += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = (int.from_bytes(data[place + k : place + k + 2]) for k in (5, 7))
-            found = width, height, data[place + 9]
-        if marker == 0xDA:  # the picture starts; a thumbnail in the header may have its own end
-            if found and data.rfind(b"\xff\xd9", place) > 0:
-                return found
-            break
-        place += 2 + length
-    raise ValueError("cut short")
-
-
-def _png_header(data: bytes) -> tuple[int, int, bool]:
-    """Width, height, and whether OpenCV reads it rightly; ValueError if the end is not there."""
-    if data.rfind(b"IEND\xaeB`\x82") < 0:
-        raise ValueError("cut short")
-    rare = b"tRNS" in data[: data.find(b"IDAT")] or b"eXIf" in data
-    return int.from_bytes(data[16:20]), int.from_bytes(data[20:24]), not rare
-
-
-def _reduction(width: int, height: int, size: int, resize: str) -> int:
-    """The largest factor by which a JPEG decoder may shrink without falling below the needed size."""
-    side = max(width, height) if resize == "pad" else min(width, height)
-    return next(factor for factor in (8, 4, 2, 1) if side >= factor * size or factor == 1)
-
-
-def _check_size(width: int, height: int, limit: int) -> None:
-    if width * height > limit:
-        raise ValueError(
-            f"{width}×{height} pixels = {width * height / 1e6:,.0f} megapixels, above the limit of {limit / 1e6:,.0f}; "
-            "cut it into tiles"
-        )
-
-
-def _with_opencv(data: bytes, flags: int) -> np.ndarray | None:
-    cv2 = _opencv()
-    with contextlib.suppress(cv2.error):
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    return None
-
-
-def _with_pillow(data: bytes, limit: int) -> np.ndarray:
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    Image.MAX_IMAGE_PIXELS = None  # its warning would come on top of the limit that is checked here
+def _load(path: str | Path, reader: str, limit: int, grey: bool, size: int, resize: str, prefix: str = "") -> Picture:
+    """The picture in a file, of 8 or 16 bits; ValueError if it is broken, which begins with the prefix if any."""
+    function, quick = _reader(reader)
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            _check_size(*opened.size, limit)
-            return _from_pillow(ImageOps.exif_transpose(opened))
-    except UnidentifiedImageError as fault:
-        image = _with_opencv(data, _opencv().IMREAD_UNCHANGED)
-        if image is None:
-            raise ValueError("not a known image format") from fault
+        data = read_bytes(path)
+        if not data:
+            raise ValueError("empty file")
+        if quick and pictures.is_quick(data):
+            return pictures.decode(data, limit, grey, size, resize)
+        pixels = function(data, str(path), limit)
+    except FileNotFoundError as fault:
+        raise ValueError(f"{prefix}: missing" if prefix else "missing") from fault
+    except OSError as fault:  # of the disk or its rights, not of the image
+        raise UserError(f"{shown(Path(path))} cannot be read: {fault.strerror}; mend that and run again") from fault
+    except ValueError as fault:
+        raise ValueError(f"{prefix}: {fault}" if prefix else str(fault)) from fault
+    if pixels.ndim not in (2, 3) or pixels.dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"data.reader={reader} gave {pixels.dtype} of shape {pixels.shape}, not 8 or 16 bits (H, W, C)"
+        )
+    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    return Picture(pixels, False, pixels.shape[1], pixels.shape[0])
+
+
+def _joined(files: Sequence[str], found: Sequence[Picture]) -> Picture:
+    """Several files as the channels of one image, each as grey."""
+    sizes = list(dict.fromkeys(f"{picture.width}×{picture.height}" for picture in found))
+    if len(sizes) > 1:
+        raise ValueError(f"its files differ in size: {some(sizes)}")
+    height, width = min(picture.pixels.shape[:2] for picture in found)  # some may be shrunk: JPEGs beside PNGs
+    channels = []
+    for file, picture in zip(files, found, strict=True):
+        count = _count(picture.pixels)
+        if count not in (1, 3, 4):
+            raise ValueError(f"{file}: {count} channels, but as one of several files it is read as grey")
+        image = _fitting(_eight_bits(picture.pixels), 1, False)
+        channels.append(_colours(_scaled(image, width, height), 1, picture.blue_first))
+    return Picture(np.concatenate(channels, axis=2), False, found[0].width, found[0].height)
+
+
+def _cut(image: np.ndarray, box: Boxed) -> np.ndarray:
+    height, width = image.shape[:2]
+    x0, y0, x1, y1 = box
+    text = ",".join(f"{value:g}" for value in box)
+    if x1 <= x0 or y1 <= y0:
+        raise ValueError(f"the box {text} is empty")
+    left, top, right, bottom = max(0, floor(x0)), max(0, floor(y0)), min(width, ceil(x1)), min(height, ceil(y1))
+    if right <= left or bottom <= top:
+        raise ValueError(f"the box {text} lies outside of the image's {width}×{height} pixels")
+    return image[top:bottom, left:right]
+
+
+def _count(image: np.ndarray) -> int:
+    return 1 if image.ndim == 2 else image.shape[2]
+
+
+def _fitting(image: np.ndarray, channels: int | None, joined: bool) -> np.ndarray:
+    """The image without transparency where that is not asked for; ValueError if it has other channels than asked."""
+    if joined or channels not in (None, 1, 3):
+        if channels not in (None, _count(image)):
+            raise ValueError(f"{_count(image)} channels, but data.channels={channels}")
         return image
-    except ValueError:
-        raise
-    except Exception as fault:  # Pillow's readers raise nearly anything on damaged files
-        raise ValueError("cut short" if "truncated" in str(fault) else f"damaged ({fault})") from fault
-
-
-def _from_pillow(image: Any) -> np.ndarray:
-    cv2 = _opencv()
-    if image.mode in ("I", "F"):
-        return np.asarray(image)
-    if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)
-    if image.has_transparency_data:
-        return cv2.cvtColor(np.asarray(image.convert("RGBA")), cv2.COLOR_RGBA2BGRA)
-    if image.mode in ("1", "L"):
-        return np.asarray(image.convert("L"))
-    return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
-
-
-def _eight_bits(image: np.ndarray) -> np.ndarray:
-    if image.dtype == np.uint16:
-        return _opencv().convertScaleAbs(image, alpha=1 / 257)
-    if image.dtype != np.uint8:
-        raise ValueError(f"{image.dtype} pixels have no fixed range; convert them to 8 or 16 bits")
+    if _count(image) == 4:
+        return _without_alpha(image)
+    if channels and _count(image) not in (1, 3):
+        raise ValueError(f"{_count(image)} channels, but data.channels={channels}")
     return image
 
 
+def _eight_bits(image: np.ndarray) -> np.ndarray:
+    return image if image.dtype == np.uint8 else opencv().convertScaleAbs(image, alpha=1 / 257)
+
+
 def _without_alpha(image: np.ndarray) -> np.ndarray:
-    if image.ndim == 2 or image.shape[2] == 3:
-        return image
-    cv2 = _opencv()
+    cv2 = opencv()
     colours, alpha = np.ascontiguousarray(image[..., :3]), image[..., 3]
     if alpha.min() == alpha.max():  # an unused channel, whatever it holds
         return colours
@@ -328,24 +243,29 @@ def _square(image: np.ndarray, size: int, resize: str) -> np.ndarray:
     long = max(height, width)
     inner = _scaled(image, max(1, round(width * size / long)), max(1, round(height * size / long)))
     top, left = (size - inner.shape[0]) // 2, (size - inner.shape[1]) // 2
-    right, bottom = size - inner.shape[1] - left, size - inner.shape[0] - top
-    return _opencv().copyMakeBorder(inner, top, bottom, left, right, _opencv().BORDER_CONSTANT, value=0)
+    square = np.zeros((size, size, *image.shape[2:]), dtype=np.uint8)
+    square[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
+    return square
 
 
 def _scaled(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    cv2 = _opencv()
+    cv2 = opencv()
     if image.shape[:2] == (height, width):
         return image
     shrinks = width <= image.shape[1] and height <= image.shape[0]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def _colours(image: np.ndarray, channels: int) -> np.ndarray:
-    cv2 = _opencv()
-    if channels == 1:
-        grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-        return np.ascontiguousarray(grey)[..., None]
-    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB)
+def _colours(image: np.ndarray, channels: int, blue_first: bool) -> np.ndarray:
+    """(H, W) or (H, W, C) of either order → (H, W, channels), red first, contiguous."""
+    cv2, count = opencv(), _count(image)
+    if count == 3 and channels == 1:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY if blue_first else cv2.COLOR_RGB2GRAY)
+    elif count == 1 and channels == 3:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    elif blue_first and count in (3, 4):
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if count == 3 else cv2.COLOR_BGRA2RGBA)
+    return np.ascontiguousarray(image).reshape(*image.shape[:2], channels)
 
 
 # --- many files ---------------------------------------------------------------------------------------------------
@@ -360,11 +280,11 @@ class Images:
 
     def __init__(
         self, folder: Path, files: Sequence[str], shape: tuple[int, int, int, int], resize: str,
-        broken: Sequence[int], pixels: Path | None,
+        broken: Sequence[int], pixels: Path | None, reader: str = READER, limit_pixels: int = LIMIT_PIXELS,
     ) -> None:  # fmt: skip
         self.folder, self.files, self.shape, self.resize = folder, files, shape, resize
         self.broken = np.array(sorted(broken), dtype=np.int64)
-        self.pixels = pixels
+        self.pixels, self.reader, self.limit_pixels = pixels, reader, limit_pixels
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -390,7 +310,8 @@ class Images:
         good = np.flatnonzero(~np.isin(rows, self.broken))
 
         def one(place: int) -> None:
-            images[place] = decode(f"{self.folder}/{self.files[rows[place]]}", channels, size, self.resize)
+            spec = self.files[rows[place]]
+            images[place] = decode(spec, channels, size, self.resize, self.limit_pixels, self.reader, self.folder)
 
         try:
             with ThreadPoolExecutor(physical_cores()) as pool:  # a lasting pool would not survive a fork
@@ -412,7 +333,7 @@ def mean_std(images: Images, rows: np.ndarray | None = None) -> tuple[np.ndarray
         rows = np.setdiff1d(np.arange(len(images)), images.broken)
     if not len(rows):
         raise UserError("mean and standard deviation need at least one image that decodes")
-    cv2 = _opencv()
+    cv2 = opencv()
     _, height, width, channels = images.shape
     counts = np.zeros((channels, 256), dtype=np.int64)
     step = max(1, 2**23 // (height * width))  # OpenCV counts in float32: exact up to 2**24
@@ -428,36 +349,45 @@ def mean_std(images: Images, rows: np.ndarray | None = None) -> tuple[np.ndarray
 
 def open_cache(
     folder: Path, files: Sequence[str], *, channels: int, size: int, resize: str, cache_root: Path, limit_gb: float,
-    broken: str = "stop", label: str = "decoding",
+    broken: str = "stop", label: str = "decoding", reader: str = READER, limit_pixels: int = LIMIT_PIXELS,
 ) -> Images:  # fmt: skip
     """The decoded images of files (relative to folder), from the cache if they fit there; builds it where needed.
 
     The key is made of names, byte sizes and times of the files and of what becomes of them. A set above limit_gb (GB)
     or above the free disk space is decoded at each call. broken says what happens to files that do not decode: "stop"
     (UserError that names five), "skip" (a warning; leave out the rows in Images.broken) or "fill" (a warning).
+    reader: data.reader. limit_pixels: a larger image is broken.
     """
-    if channels not in (1, 3):
-        raise UserError(f"data.channels={channels}, but images are read with 1 (grey) or 3 (RGB) channels")
+    if not 1 <= channels <= MOST_CHANNELS:
+        raise UserError(
+            f"data.channels={channels}, but images have 1 (grey), 3 (RGB) or another number of channels up to "
+            f"{MOST_CHANNELS}"
+        )
     files = list(files)
     shape = (len(files), size, size, channels)
     if not files:
-        return Images(folder, files, shape, resize, [], None)
-    place = cache_root / _key(folder, files, shape, resize)
-    cache = _Cache(folder, files, shape, resize, place, _fits(place, int(np.prod(shape)), limit_gb))
+        return Images(folder, files, shape, resize, [], None, reader, limit_pixels)
+    place = cache_root / _key(folder, files, shape, resize, reader, limit_pixels)
+    keep = _fits(place, int(np.prod(shape)), limit_gb)
+    cache = _Cache(folder, files, shape, resize, place, keep, reader, limit_pixels)
     faults = cache.finished()
     if faults is None:
         faults = cache.build(label)
     _report(folder, files, faults, broken)
-    return Images(folder, files, shape, resize, list(faults), cache.pixels if cache.keep else None)
+    return Images(folder, files, shape, resize, list(faults), cache.pixels if keep else None, reader, limit_pixels)
 
 
-def _key(folder: Path, files: Sequence[str], shape: tuple[int, ...], resize: str) -> str:
+def _key(
+    folder: Path, files: Sequence[str], shape: tuple[int, ...], resize: str, reader: str = READER,
+    limit_pixels: int = LIMIT_PIXELS,
+) -> str:  # fmt: skip
     import PIL
 
-    decoders = _opencv().__version__, PIL.__version__  # other versions may round otherwise
-    digest = hashlib.blake2b(repr((FORMAT, decoders, shape[1:], resize)).encode(), digest_size=12)
-    for file, stat in zip(files, _stats(folder, files), strict=True):
-        facts = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) if stat else MISSING
+    decoders = opencv().__version__, PIL.__version__  # other versions may round otherwise
+    unusual = () if (reader, limit_pixels) == (READER, LIMIT_PIXELS) else (reader, limit_pixels)
+    digest = hashlib.blake2b(repr((FORMAT, decoders, shape[1:], resize, *unusual)).encode(), digest_size=12)
+    for file, found in zip(files, stats(folder, files), strict=True):
+        facts = MISSING if found is None else found
         digest.update(f"{file}\0{facts}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
@@ -474,7 +404,7 @@ def _fits(place: Path, needed: int, limit_gb: float) -> bool:
 def _report(folder: Path, files: Sequence[str], faults: Mapping[int, str], broken: str) -> None:
     if not faults:
         return
-    named = some(f"{files[row]} ({faults[row]})" for row in faults)
+    named = some(f"{label(files[row])} ({faults[row]})" for row in faults)
     text = f"{len(faults)} of {len(files)} images in {shown(folder)} do not decode: {named}"
     if broken == "stop":
         raise UserError(f"{text}; replace them, or leave them out with data.skip_broken=true")
@@ -494,6 +424,8 @@ class _Cache:
     resize: str
     place: Path
     keep: bool
+    reader: str
+    limit_pixels: int
 
     @property
     def pixels(self) -> Path:
@@ -596,7 +528,9 @@ class _Cache:
         faults = {}
         for place, row in enumerate(rows):
             try:
-                images[place] = decode(f"{self.folder}/{self.files[row]}", channels, size, self.resize)
+                images[place] = decode(
+                    self.files[row], channels, size, self.resize, self.limit_pixels, self.reader, self.folder
+                )
             except BrokenImage as fault:
                 faults[row] = fault.reason
         if pixels is not None and os.pwrite(pixels, images.data, rows.start * images[0].size) < images.size:

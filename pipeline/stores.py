@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from pipeline import images
 from pipeline.competition import Competition
 from pipeline.config import Config, root
+from pipeline.extra import Extra
 from pipeline.images import Images
 
 
@@ -42,6 +44,11 @@ def test_store(config: Config, competition: Competition, size: int) -> Images:
     return _open(config, competition, competition.test["file"].tolist(), size, "fill", "test images")
 
 
+def extra_store(config: Config, outside: Extra) -> Images:
+    """The outside images at the training size; those that do not decode stop the stage."""
+    return _open_files(config, outside.folder, outside.files, config.image_size, "stop", "outside images")
+
+
 def statistics(config: Config, competition: Competition) -> tuple[list[float], list[float]]:
     """Mean and deviation per channel, in 0…1, of all training images (no label is read)."""
     store = train_store(config, competition, config.image_size)
@@ -50,8 +57,12 @@ def statistics(config: Config, competition: Competition) -> tuple[list[float], l
 
 
 def _open(config: Config, competition: Competition, files: list[str], size: int, broken: str, label: str) -> Images:
+    return _open_files(config, competition.folder, files, size, broken, f"{competition.name} {label}")
+
+
+def _open_files(config: Config, folder: Path, files: list[str], size: int, broken: str, label: str) -> Images:
     return images.open_cache(
-        competition.folder,
+        folder,
         files,
         channels=config.data.channels,
         size=size,
@@ -59,5 +70,7 @@ def _open(config: Config, competition: Competition, files: list[str], size: int,
         cache_root=root() / "cache",
         limit_gb=config.data.cache_gb,
         broken=broken,
-        label=f"{competition.name} {label}",
+        label=label,
+        reader=config.data.reader,
+        limit_pixels=round(config.data.megapixels * 1e6),
     )

@@ -10,20 +10,21 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from pipeline import images
+from pipeline import images, pictures
 from pipeline.errors import UserError
-from pipeline.images import BrokenImage, decode, listing, mean_std, open_cache, resolve
+from pipeline.files import BOX, JOIN, listing, with_boxes
+from pipeline.images import BrokenImage, decode, look, mean_std, open_cache, read
 
 CODE = Path(images.__file__).parent.parent
 
@@ -214,16 +215,10 @@ def test_files_without_a_picture(tmp_path: Path, content: bytes | None, reason: 
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_pixels_without_a_fixed_range_are_refused(tmp_path: Path) -> None:
-    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "a.tif")
-    with pytest.raises(BrokenImage, match="float32 pixels have no fixed range"):
-        decode(tmp_path / "a.tif", 3, 8, "stretch")
-
-
 @pytest.mark.parametrize("name", ["jpeg", "png", "bmp", "webp"])
 def test_a_limit_stops_decompression_bombs(tmp_path: Path, name: str) -> None:
     (tmp_path / "a").write_bytes(FORMATS[name])
-    with pytest.raises(BrokenImage, match="64×48 pixels"):
+    with pytest.raises(BrokenImage, match="64×48 pixels.*data\\.megapixels=0.003"):
         decode(tmp_path / "a", 3, 64, "stretch", limit_pixels=64 * 48 - 1)
     assert decode(tmp_path / "a", 3, 64, "stretch", limit_pixels=64 * 48).shape == (64, 64, 3)
 
@@ -296,7 +291,7 @@ def test_a_line_of_pixels_survives_padding(tmp_path: Path) -> None:
     st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 600), st.sampled_from(["stretch", "pad", "crop"])
 )  # fmt: skip
 def test_a_reduced_jpeg_is_never_smaller_than_needed(width: int, height: int, size: int, resize: str) -> None:
-    factor = images._reduction(width, height, size, resize)
+    factor = pictures.reduction(width, height, size, resize)
     reduced = [-(-side // factor) for side in (width, height)]
     needed = max if resize == "pad" else min
     assert factor == 1 or needed(reduced) >= size
@@ -411,6 +406,8 @@ def test_the_key_knows_settings_order_and_times(folder: Path) -> None:
     keys.append(images._key(folder, files, (60, 16, 16, 1), "stretch"))
     keys.append(images._key(folder, files, (60, 16, 16, 3), "pad"))
     keys.append(images._key(folder, files[::-1], (60, 16, 16, 3), "stretch"))
+    keys.append(images._key(folder, files, (60, 16, 16, 3), "stretch", "picture()"))
+    keys.append(images._key(folder, files, (60, 16, 16, 3), "stretch", "auto()", 10**6))
     os.utime(folder / files[7], ns=(0, 0))  # same size, other time
     keys.append(images._key(folder, files, (60, 16, 16, 3), "stretch"))
     assert len(set(keys)) == len(keys)
@@ -453,9 +450,10 @@ def test_a_file_that_vanishes_later_is_named(folder: Path) -> None:
         store.take(np.arange(10))
 
 
-def test_other_channels_are_refused(folder: Path) -> None:
-    with pytest.raises(UserError, match="channels=2"):
-        open_(folder, channels=2)
+@pytest.mark.parametrize("channels", [0, 65])
+def test_other_channels_are_refused(folder: Path, channels: int) -> None:
+    with pytest.raises(UserError, match=f"channels={channels}"):
+        open_(folder, channels=channels)
 
 
 # --- broken images ------------------------------------------------------------------------------------------------
@@ -672,106 +670,6 @@ def test_mean_and_deviation_need_an_image(folder: Path) -> None:
         mean_std(open_(folder), np.array([], dtype=np.int64))
 
 
-# --- which file an id means ---------------------------------------------------------------------------------------
-
-
-def touch(root: Path, *files: str) -> None:
-    for file in files:
-        (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).touch()
-
-
-def test_ids_with_and_without_suffix_and_path(tmp_path: Path) -> None:
-    touch(tmp_path, "train/007.png", "train/a/x.v1.jpg", "train/a/deep/y.JPG", "train/plain", "test/007.png")
-    ids = ["007", "007.png", "x.v1", "a/x.v1", "a/deep/y.JPG", "y", "plain", "train/007.png"]
-    files = ["007.png", "007.png", "a/x.v1.jpg", "a/x.v1.jpg", "a/deep/y.JPG", "a/deep/y.JPG", "plain", "007.png"]
-    assert resolve(tmp_path, "train", ids) == [f"train/{file}" for file in files]
-    assert resolve(tmp_path, "train/", ["y"]) == ["train/a/deep/y.JPG"]
-    assert resolve(tmp_path, ".", ["test/007", "y"]) == ["test/007.png", "train/a/deep/y.JPG"]
-    assert resolve(tmp_path, "", []) == []
-
-
-def test_notes_beside_images_and_hidden_files_are_no_images(tmp_path: Path) -> None:
-    touch(tmp_path, "a.png", "a.xml", "a.txt", "._a.png", ".DS_Store", "__MACOSX/a.png", "b.dcm")
-    assert resolve(tmp_path, "", ["a", "b", "a.xml"]) == ["a.png", "b.dcm", "a.xml"]
-
-
-@pytest.mark.parametrize("files", [("a.png", "a.jpg"), ("x/a.png", "y/a.png"), ("a.dcm", "a.raw")])
-def test_ambiguous_ids_name_both_files(tmp_path: Path, files: tuple[str, str]) -> None:
-    touch(tmp_path, *files, "b.png")
-    with pytest.raises(UserError, match="1 ids fit several files") as caught:
-        resolve(tmp_path, "", ["b", "a"])
-    assert all(file in str(caught.value) for file in files)
-    assert resolve(tmp_path, "", list(files)) == list(files)
-
-
-def test_missing_ids_are_named_once_and_together(tmp_path: Path) -> None:
-    touch(tmp_path, "train/a.png", "train/b.png")
-    with pytest.raises(UserError) as caught:
-        resolve(tmp_path, "train", ["a", *(f"lost{n}" for n in range(8))])
-    message = str(caught.value)
-    assert "8 of 9 ids" in message
-    assert "lost4" in message
-    assert "lost5" not in message
-    assert f"{tmp_path}/train" in message
-    with pytest.raises(UserError, match="is no folder"):
-        resolve(tmp_path, "nowhere", ["a"])
-
-
-@pytest.mark.parametrize("name", ["../secret.png", "x/../../secret.png", "/etc/passwd", "", "a\0b", ".."])
-def test_ids_never_leave_the_folder(tmp_path: Path, name: str) -> None:
-    touch(tmp_path, "secret.png", "train/a.png")
-    with pytest.raises(UserError, match="1 image ids would leave"):
-        resolve(tmp_path, "train", ["a", name])
-
-
-def test_links_that_leave_the_folder_are_not_followed(tmp_path: Path) -> None:
-    touch(tmp_path, "secret.png", "other/b.png", "train/real/a.png", "train_more/c.png")
-    (tmp_path / "train/inside.png").symlink_to(tmp_path / "train/real/a.png")
-    (tmp_path / "train/outside.png").symlink_to(tmp_path / "secret.png")
-    (tmp_path / "train/neighbour.png").symlink_to(tmp_path / "train_more/c.png")
-    (tmp_path / "train/loop").symlink_to(tmp_path / "train")
-    (tmp_path / "train/far").symlink_to(tmp_path / "other")
-    (tmp_path / "linked").symlink_to(tmp_path / "train")
-    assert resolve(tmp_path, "train", ["inside", "a"]) == ["train/inside.png", "train/real/a.png"]
-    assert resolve(tmp_path, "linked", ["a"]) == ["linked/real/a.png"]  # the image folder itself may be a link
-    for name in ("outside", "neighbour", "b"):
-        with pytest.raises(UserError, match="not followed"):
-            resolve(tmp_path, "train", [name])
-
-
-def slow_candidates(files: list[str], name: str) -> list[str]:
-    """All files that an id may mean, by the words of the docstring."""
-    if name in files:
-        return [name]
-    stems = [file for file in files if name in (str(Path(file).with_suffix("")), Path(file).stem)]
-    named = [file for file in files if Path(file).name == name]
-    pictures = [file for file in stems if Path(file).suffix in images.IMAGE_SUFFIXES]
-    return sorted({*named, *pictures}) or sorted(stems)
-
-
-TREES = st.sets(
-    st.tuples(
-        st.sampled_from(["", "x/", "x/y/"]), st.sampled_from("ab"), st.sampled_from([".png", ".jpg", ".xml", ""])
-    ).map("".join),
-    max_size=8,
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(TREES, st.sampled_from(["a", "b", "a.png", "b.xml", "x/a", "x/y/b", "x/a.jpg", "y/a"]))
-def test_resolve_against_a_slow_reference(tree: set[str], name: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        touch(Path(folder), *tree)
-        wanted = slow_candidates(sorted(tree), name)
-        if len(wanted) == 1:
-            assert resolve(Path(folder), "", [name]) == wanted
-        else:
-            with pytest.raises(UserError, match="fit several files" if wanted else "have no image"):
-                resolve(Path(folder), "", [name])
-        assert resolve(Path(folder), "", sorted(tree)) == sorted(tree)
-
-
 def test_a_listing_survives_a_copy_and_sees_a_change(folder: Path) -> None:
     files = names(folder)
     before = listing(folder, files)
@@ -784,3 +682,208 @@ def test_a_listing_survives_a_copy_and_sees_a_change(folder: Path) -> None:
     assert listing(copied, files) != before
     (copied / files[0]).unlink()
     assert listing(copied, files) != before
+
+
+# --- channels, boxes and the cache of both ------------------------------------------------------------------------
+
+
+def grey(number: int, height: int = 20, width: int = 30) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (height, width), dtype=np.uint8)
+
+
+def save(path: Path, pixels: np.ndarray) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 6])
+def test_several_files_are_the_channels_of_one_image(tmp_path: Path, count: int) -> None:
+    wanted = np.stack([save(tmp_path / f"{n}.png", grey(n)) for n in range(count)], axis=2)
+    spec = JOIN.join(f"{n}.png" for n in range(count))
+    seen = look(spec, tmp_path)
+    assert (seen.width, seen.height, seen.channels, seen.bits) == (30, 20, count, 8)
+    np.testing.assert_array_equal(seen.pixels, wanted)
+    found = decode(spec, count, 10, "stretch", folder=tmp_path)
+    each = [decode(tmp_path / f"{n}.png", 1, 10, "stretch") for n in range(count)]
+    assert np.abs(found.astype(int) - np.concatenate(each, axis=2)).max() <= 1
+    padded = decode(spec, count, 40, "pad", folder=tmp_path)
+    assert padded.shape == (40, 40, count)
+    assert not padded[:3].any()
+
+
+def test_a_coloured_file_is_a_grey_channel(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", smooth())
+    (tmp_path / "b.jpg").write_bytes(FORMATS["jpeg"])
+    found = read(f"a.png{JOIN}b.jpg", tmp_path)
+    np.testing.assert_array_equal(found[..., :1], read(tmp_path / "a.png", channels=1))
+    assert np.abs(found[..., 0].astype(int) - found[..., 1]).max() <= 6
+
+
+def test_a_shrunk_jpeg_joins_a_png(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(Image.fromarray(smooth(482, 646)), "JPEG", quality=95))
+    save(tmp_path / "b.png", smooth(482, 646))
+    found = decode(f"a.jpg{JOIN}b.png", 2, 60, "pad", folder=tmp_path)
+    assert np.abs(found[..., 0].astype(int) - found[..., 1]).max() <= 6
+    assert look(f"a.jpg{JOIN}b.png", tmp_path, at_least=60)[:3] == (646, 482, 2)
+
+
+def test_files_that_make_no_image_together_say_which(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", grey(0))
+    save(tmp_path / "small.png", grey(0, 5, 5))
+    (tmp_path / "cut.png").write_bytes(FORMATS["png"][:100])
+    for other, reason in (
+        ("small.png", "differ in size: 30×20, 5×5"),
+        ("no.png", "no.png: missing"),
+        ("cut.png", "cut"),
+    ):
+        with pytest.raises(BrokenImage, match=reason) as caught:
+            decode(f"a.png{JOIN}{other}", 2, 10, "stretch", folder=tmp_path)
+        assert str(caught.value.path) == f"a.png + {other}"
+
+
+@pytest.mark.parametrize(("files", "channels"), [("a", 2), ("a", 4), ("c", 4), ("a\x1fb", 1), ("a\x1fb", 3), ("n", 5)])
+def test_other_channels_than_asked_are_broken_images(tmp_path: Path, files: str, channels: int) -> None:
+    save(tmp_path / "a.png", grey(0))
+    save(tmp_path / "b.png", grey(1))
+    save(tmp_path / "c.png", smooth())
+    np.save(tmp_path / "n.npy", np.zeros((8, 8, 6), np.uint8))
+    spec = JOIN.join(name + (".npy" if name == "n" else ".png") for name in files.split(JOIN))
+    with pytest.raises(BrokenImage, match=rf"\d channels, but data\.channels={channels}"):
+        decode(spec, channels, 8, "stretch", folder=tmp_path)
+
+
+def test_four_channels_keep_transparency_as_it_is(tmp_path: Path) -> None:
+    pixels = np.dstack([smooth(), grey(3, 48, 64)])
+    save(tmp_path / "a.png", pixels)
+    np.testing.assert_array_equal(read(tmp_path / "a.png", channels=4), pixels)
+    seen = look(tmp_path / "a.png")
+    assert seen.channels == 4
+    assert seen.pixels.shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "tiff"])
+def test_a_box_cuts_the_image_before_it_is_resized(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a").write_bytes(FORMATS[kind])
+    [spec] = with_boxes(["a"], np.array([[10.2, 5, 29.5, 30]]))
+    whole = read(tmp_path / "a")
+    np.testing.assert_array_equal(read(spec, tmp_path), whole[5:30, 10:30])
+    found = decode(spec, 3, 12, "stretch", folder=tmp_path)
+    wanted = cv2.resize(whole[5:30, 10:30], (12, 12), interpolation=cv2.INTER_AREA)
+    assert np.abs(found.astype(int) - wanted).max() <= 1
+    seen = look(spec, tmp_path, at_least=4)
+    assert (seen.width, seen.height) == (64, 48)
+    assert seen.pixels.shape == (25, 20, 3)
+
+
+def test_a_margin_is_a_share_of_the_longer_side_and_ends_at_the_border(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", grey(0, 40, 40))
+    inner, border = with_boxes(["a.png"] * 2, np.array([[20, 20, 30, 24], [0, 36, 10, 40]]), 0.1)
+    whole = read(tmp_path / "a.png")
+    np.testing.assert_array_equal(read(inner, tmp_path), whole[19:25, 19:31])
+    np.testing.assert_array_equal(read(border, tmp_path), whole[35:40, 0:11])
+
+
+@pytest.mark.parametrize("box", [(5, 5, 5, 9), (9, 5, 5, 9), (40, 5, 50, 9), (-9, -9, -1, -1)])
+def test_a_box_without_pixels_is_a_broken_image(tmp_path: Path, box: tuple[float, ...]) -> None:
+    save(tmp_path / "a.png", grey(0))
+    [spec] = with_boxes(["a.png"], np.array([box]), 0.0)
+    with pytest.raises(BrokenImage, match="is empty|lies outside") as caught:
+        decode(spec, 3, 8, "stretch", folder=tmp_path)
+    assert BOX not in str(caught.value)
+
+
+def test_a_box_and_channels_in_one_spec(tmp_path: Path) -> None:
+    wanted = np.stack([save(tmp_path / f"{n}.png", grey(n)) for n in range(2)], axis=2)
+    [spec] = with_boxes([f"0.png{JOIN}1.png"], np.array([[3, 4, 20, 15]]))
+    np.testing.assert_array_equal(read(spec, tmp_path), wanted[4:15, 3:20])
+
+
+def test_the_cache_takes_specs(tmp_path: Path) -> None:
+    for n in range(6):
+        save(tmp_path / f"pictures/{n}.png", grey(n))
+    joined = [f"{n}.png{JOIN}{(n + 1) % 6}.png" for n in range(6)]
+    specs = with_boxes(joined, np.tile([2, 2, 18, 18], (6, 1)).astype(float))
+    wanted = np.stack([decode(spec, 2, 16, "stretch", folder=tmp_path / "pictures") for spec in specs])
+    for limit_gb in (1.0, 0.0):
+        store = open_(tmp_path / "pictures", files=specs, channels=2, limit_gb=limit_gb)
+        np.testing.assert_array_equal(store.take(np.arange(6)), wanted)
+        assert store.shape == (6, 16, 16, 2)
+    mean, std = mean_std(store)
+    np.testing.assert_allclose(mean, wanted.mean(axis=(0, 1, 2)) / 255)
+    np.testing.assert_allclose(std, wanted.std(axis=(0, 1, 2)) / 255)
+    before = listing(tmp_path / "pictures", specs)
+    (tmp_path / "pictures/3.png").unlink()
+    assert listing(tmp_path / "pictures", specs) != before
+    with pytest.raises(UserError, match=r"2 of 6 images.*2\.png \+ 3\.png \[2,2,18,18\] \(3\.png: missing\)"):
+        open_(tmp_path / "pictures", files=specs, channels=2)
+
+
+def test_the_cache_takes_files_in_a_zip(tmp_path: Path) -> None:
+    files = [f"{n}.png" for n in range(12)]
+    wanted = [save(tmp_path / file, np.dstack([grey(n)] * 3)) for n, file in enumerate(files)]
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as content:
+        for file in files:
+            content.write(tmp_path / file, file)
+    specs = [f"t.zip/{file}" for file in files]
+    np.testing.assert_array_equal(read(specs[3], tmp_path), wanted[3])
+    loose, packed = open_(tmp_path, files=files), open_(tmp_path, files=specs, limit_gb=0.0)
+    np.testing.assert_array_equal(packed.take(np.arange(12)), loose.take(np.arange(12)))
+    before = images._key(tmp_path, specs, (12, 8, 8, 3), "pad")
+    with zipfile.ZipFile(tmp_path / "t.zip", "a") as content:
+        content.writestr("notes.txt", "more")
+    assert images._key(tmp_path, specs, (12, 8, 8, 3), "pad") == before  # the members are the same
+    damaged = bytearray((tmp_path / "t.zip").read_bytes())
+    damaged[200] ^= 0xFF
+    (tmp_path / "t.zip").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"1 of 12 images.*t\.zip/0\.png \(damaged in its zip"):
+        open_(tmp_path, files=specs, size=17)
+    with pytest.raises(UserError, match=r"t\.zip/no\.png \(missing\)"):
+        open_(tmp_path, files=["t.zip/no.png"])
+
+
+def test_the_cache_knows_the_reader_and_the_limit(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.megapixels=0\.0002"):
+        open_(folder, limit_pixels=200)
+    assert open_(folder, reader="picture()").cached
+    with pytest.raises(UserError, match="60 of 60 images"):
+        open_(folder, reader="npy()")
+
+
+# --- a look at a file ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_look_shows_the_file_at_its_own_size(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a").write_bytes(FORMATS[name])
+    seen = look("a", tmp_path)
+    assert (seen.width, seen.height, seen.bits) == (64, 48, 8)
+    assert seen.channels == (4 if "alpha" in name or "rgba" in name else 1 if "grey" in name or "1-bit" in name else 3)
+    np.testing.assert_array_equal(read(tmp_path / "a", channels=3), full_size(tmp_path / "a"))
+    assert seen.pixels.shape == (48, 64, 1 if seen.channels == 1 else 3)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_look_may_shrink_a_jpeg_and_still_knows_its_size(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    (tmp_path / "a.jpg").write_bytes(encoded(Image.fromarray(smooth(480, 644)), "JPEG", exif=exif))
+    seen = look("a.jpg", tmp_path, at_least=64)
+    assert sorted(seen.pixels.shape[:2]) == [120, 161]
+    assert (seen.width, seen.height) == ((644, 480) if orientation == 1 else (480, 644))
+    assert (seen.width > seen.height) == (seen.pixels.shape[1] > seen.pixels.shape[0])
+
+
+def test_a_look_tells_sixteen_bits(tmp_path: Path) -> None:
+    assert cv2.imwrite(str(tmp_path / "a.png"), grey(0).astype(np.uint16) * 257)
+    seen = look("a.png", tmp_path)
+    assert (seen.channels, seen.bits) == (1, 16)
+    np.testing.assert_array_equal(seen.pixels[..., 0], grey(0))
+
+
+def test_a_look_at_what_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(BrokenImage, match="empty file"):
+        look("a.png", tmp_path)
+    with pytest.raises(BrokenImage, match="missing"):
+        look("b.png", tmp_path)
