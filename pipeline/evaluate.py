@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline import registry
-from pipeline.errors import UserError
+from pipeline.errors import UserError, some
+
+if TYPE_CHECKING:
+    from pipeline.tasks import Task
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A competition's metric, whatever its direction.
+    """A competition's metric for a task, whatever its direction.
 
     name: its call-string. function: the part with the user's arguments bound. greater: is more better? wants:
     "decision" or "probability". rowwise: the function returns (N,) row values, and the metric is their mean.
@@ -25,26 +28,57 @@ class Metric:
     function: Callable[..., Any]
     greater: bool
     wants: str
+    task: Task
     rowwise: bool = False
+    numbers: bool = False
+
+    def seen(self, truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Truth and values as the function takes them: decided where it wants that, classes as the grades they are."""
+        answer = self.task.decide(values) if self.wants == "decision" or self.numbers else values
+        if not self.numbers:
+            return truth, answer
+        grades = self.task.grades
+        assert grades is not None
+        return grades[truth][:, None], grades[answer][:, None]
 
     def __call__(self, truth: np.ndarray, values: np.ndarray) -> float:
-        """truth (N,) int64, values (N, C) probabilities → the score; NaN without rows."""
-        if not len(truth):
-            return math.nan
-        return float(np.mean(self.function(truth, values)))
+        """Truth and values of the task's form → the score; NaN without rows."""
+        return self.of(*self.seen(truth, values)) if len(truth) else math.nan
+
+    def of(self, truth: np.ndarray, answer: np.ndarray) -> float:
+        """The score of what ``seen`` gave."""
+        return float(np.mean(self.function(truth, answer)))
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, else −1."""
+        return 1 if self.greater else -1
 
     def gain(self, truth: np.ndarray, values: np.ndarray) -> float:
         """The score, with its sign turned where less is better: more is always better."""
-        return self(truth, values) if self.greater else -self(truth, values)
+        return self.sign * self(truth, values)
 
 
-def metric(call: str) -> Metric:
-    """The metric of a call-string such as ``log_loss()``; raises UserError for an unknown name or argument."""
-    facts, name = registry.facts("metrics", call), str(registry.parse(call))
+def direction(call: str) -> int:
+    """1 where more of the metric is better, else −1; UserError for an unknown name or argument."""
+    facts = registry.facts("metrics", call)
     if "greater" not in facts:
         raise UserError(f"metric={call}, but its @part does not say whether more is better; add greater=True or False")
+    return 1 if facts["greater"] else -1
+
+
+def metric(call: str, task: Task) -> Metric:
+    """The metric of a call-string such as ``log_loss()`` for a task; UserError where the two do not go together."""
+    facts, name, greater = registry.facts("metrics", call), str(registry.parse(call)), direction(call) > 0
+    numbers = task.form.simplex and "classes" not in facts.get("takes", ("classes",))
+    if numbers and task.grades is None:
+        raise UserError(
+            f"metric={call} compares numbers, but the classes are names: {some(task.columns)}; choose another metric, "
+            "or task=ordinal(order=[…])"
+        )
     function = registry.build("metrics", call)
-    return Metric(name, function, facts["greater"], facts.get("wants", "probability"), facts.get("rowwise", False))
+    wants, rowwise = facts.get("wants", "probability"), facts.get("rowwise", False)
+    return Metric(name, function, greater, wants, task, rowwise, numbers)
 
 
 @dataclass(frozen=True)
@@ -64,11 +98,12 @@ class Score:
 def score_folds(metric: Metric, truth: np.ndarray, values: np.ndarray, folds: np.ndarray, kind: str = "OOF") -> Score:
     """Score all rows together, with the standard error over folds: std(ddof=1) / sqrt(K).
 
-    truth (N,) int64, values (N, C) probabilities, folds (N,) int64: the fold of each row.
+    truth, values: of the task's form, N rows. folds (N,) int64: the fold of each row.
     """
-    scores = [metric(truth[folds == fold], values[folds == fold]) for fold in np.unique(folds)]
+    truth, answer = metric.seen(truth, values)
+    scores = [metric.of(truth[folds == fold], answer[folds == fold]) for fold in np.unique(folds)]
     se = float(np.std(scores, ddof=1) / math.sqrt(len(scores))) if len(scores) > 1 else math.nan
-    return Score(metric(truth, values), se, kind, scores)
+    return Score(metric.of(truth, answer), se, kind, scores)
 
 
 def paired_gain(
@@ -76,17 +111,18 @@ def paired_gain(
 ) -> tuple[float, float]:
     """How much better other is than base on the same rows, and the standard error of that.
 
-    truth (N,) int64; base, other (N, C) probabilities. A gain > 0 means that other is better, whatever the metric's
+    truth; base, other: values of the task's form, N rows. A gain > 0 means that other is better, whatever the metric's
     direction. The error is the row bootstrap's (Efron 1979) of the difference: for a mean over rows in its closed
     form (with N − 1, so that one row alone is never a gain beyond it), else from ``samples`` draws.
     """
     gain = metric.gain(truth, other) - metric.gain(truth, base)
+    (seen, first), (_, second) = metric.seen(truth, base), metric.seen(truth, other)
     if metric.rowwise:
-        difference = metric.function(truth, other) - metric.function(truth, base)
+        difference = metric.function(seen, second) - metric.function(seen, first)
         return gain, float(np.std(difference, ddof=1) / math.sqrt(len(truth)))
     generator = np.random.default_rng(seed)
     draws = []
     for _ in range(samples):
         rows = generator.integers(len(truth), size=len(truth))
-        draws.append(metric.gain(truth[rows], other[rows]) - metric.gain(truth[rows], base[rows]))
+        draws.append(metric.sign * (metric.of(seen[rows], second[rows]) - metric.of(seen[rows], first[rows])))
     return gain, float(np.std(draws, ddof=1))

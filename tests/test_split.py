@@ -9,105 +9,16 @@ import pytest
 import small_competition
 from small_competition import config
 
-from pipeline import registry
-from pipeline.competition import ensure_folds, load, read_folds
+from pipeline.competition import load
 from pipeline.errors import UserError
-from pipeline.parts import splits
+from pipeline.folds import ensure_folds, read_folds
 from pipeline.stages import split
-
-DEALT = [name for name, part in registry.parts("splits").items() if not part.facts.get("given")]
 
 
 @pytest.fixture
 def whales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIPELINE_ROOT", str(tmp_path))
     return small_competition.write(tmp_path)
-
-
-def rows(seed: int, count: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Text targets of a long tail and text groups of several sizes."""
-    generator = np.random.default_rng(seed)
-    target = np.minimum(generator.geometric(0.25, count), 12).astype(np.str_)
-    return target, generator.integers(0, 37, count).astype(np.str_)
-
-
-# --- every split --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", DEALT)
-@pytest.mark.parametrize("count", [2, 5, 9])
-def test_a_split_is_deterministic_and_leaves_no_fold_empty(name: str, count: int) -> None:
-    target, group = rows(count)
-    deal = registry.build("splits", f"{name}()")
-    folds = deal(target, group, count, 3)
-    assert folds.dtype == np.int64
-    assert np.unique(folds).tolist() == list(range(count))
-    assert np.array_equal(folds, deal(target, group, count, 3))
-    assert not np.array_equal(folds, deal(target, group, count, 4))
-
-
-@pytest.mark.parametrize("name", [name for name in DEALT if registry.parts("splits")[name].facts.get("groups")])
-def test_groups_stay_together_and_sizes_stay_near(name: str) -> None:
-    target, group = rows(0)
-    folds = registry.build("splits", f"{name}()")(target, group, 5, 0)
-    assert all(len(set(folds[group == one])) == 1 for one in set(group))
-    assert np.ptp(np.bincount(folds)) <= 10  # the largest groups have 10 rows
-
-
-@pytest.mark.parametrize("name", ["kfold", "stratified_kfold"])
-def test_fold_sizes_differ_by_one_at_most(name: str) -> None:
-    target, _ = rows(1, count=203)
-    assert np.ptp(np.bincount(registry.build("splits", f"{name}()")(target, None, 5, 0))) == 1
-
-
-def test_each_class_is_balanced_within_one_and_a_rare_one_lies_in_distinct_folds() -> None:
-    target, _ = rows(2)
-    rare = np.append(target, ["rare"] * 3)
-    folds = splits.stratified_kfold(rare, None, 5, 0)
-    for name in set(rare):
-        assert np.ptp(np.bincount(folds[rare == name], minlength=5)) <= 1
-    assert len(set(folds[rare == "rare"])) == 3
-
-
-def test_only_rare_classes_can_be_dealt() -> None:
-    target = np.repeat([str(n) for n in range(10)], 2)  # scikit-learn's refuse five folds of these
-    folds = splits.stratified_kfold(target, None, 5, 0)
-    assert np.bincount(folds).tolist() == [4] * 5
-    assert all(len(set(folds[target == name])) == 2 for name in set(target))
-
-
-def test_stratified_groups_are_nearly_as_balanced_as_scikit_learns() -> None:
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    def imbalance(target: np.ndarray, folds: np.ndarray) -> float:
-        shares = [np.bincount(folds[target == name], minlength=4) / (target == name).sum() for name in set(target)]
-        return float(np.std(shares, axis=1).mean())
-
-    ours, theirs = [], []
-    for seed in range(5):
-        generator = np.random.default_rng(seed)
-        target, group = generator.integers(0, 3, 300).astype(np.str_), generator.integers(0, 60, 300).astype(np.str_)
-        ours.append(imbalance(target, splits.stratified_group_kfold(target, group, 4, 0)))
-        other = np.empty(300, dtype=np.int64)
-        for fold, (_, held_out) in enumerate(StratifiedGroupKFold(4).split(target, target, group)):
-            other[held_out] = fold
-        theirs.append(imbalance(target, other))
-    assert np.mean(ours) < np.mean(theirs) + 0.02
-
-
-def test_few_groups_leave_no_fold_empty() -> None:
-    for seed in range(20):
-        group = np.random.default_rng(seed).integers(0, 6, 40)
-        names = np.unique(group)
-        folds = splits.stratified_group_kfold((group % 2).astype(np.str_), group.astype(np.str_), len(names), seed)
-        assert sorted(set(folds.tolist())) == list(range(len(names)))
-
-
-def test_groups_must_be_given_and_enough() -> None:
-    with pytest.raises(UserError, match="data.group"):
-        splits.group_kfold(np.array(["a"] * 4), None, 2, 0)
-    with pytest.raises(UserError, match="folds.count=3, but there are 2 groups"):
-        splits.group_kfold(np.array(["a"] * 4), np.array(["x", "x", "y", "y"]), 3, 0)
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
