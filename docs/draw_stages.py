@@ -109,9 +109,11 @@ def draw(theme: Theme) -> Figure:
 
 def competition(p: Picture) -> None:
     """Left: what Kaggle ships, and the folds."""
-    p.text(1.25, 5.99, "data/NAME/", p.theme.faint, 10.5, family="DejaVu Sans Mono")
-    p.file(0.15, 4.62, 2.2, 1.2, "train.csv", "train_images/", "test_images/", "sample_submission.csv")
-    p.path((1.25, 4.62), (1.25, 4.22))
+    p.file(0.15, 4.4, 2.2, 1.2, "data/NAME/ train.csv", "train_images/", "test_images/", "sample_submission.csv")
+    for left, name in ((0.15, "new"), (1.35, "check")):
+        p.path((left + 0.5, 5.6), (left + 0.5, 5.75))
+        p.stage(left, 5.77, 1.0, 0.4, name)
+    p.path((1.25, 4.4), (1.25, 4.22))
     p.stage(0.7, 3.78, 1.1, 0.42, "split")
     p.path((1.25, 3.78), (1.25, 3.38))
     p.file(0.15, 2.92, 2.2, 0.44, "folds/NAME.csv")
@@ -139,8 +141,10 @@ def lanes(p: Picture) -> None:
     p.stage(8.74, LOW, 0.86, height, "stack")
     p.stage(2.63, 5.77, 1.0, 0.4, "sanity")
     p.path((3.13, 5.77), (3.13, 5.41))
-    p.stage(7.08, 5.77, 1.0, 0.4, "adopt")
-    p.path((7.58, 5.77), (7.58, 5.38))
+    p.stage(6.66, 5.77, 0.8, 0.4, "knn")
+    p.path((7.06, 5.77), (7.06, 5.38))
+    p.stage(7.56, 5.77, 0.94, 0.4, "adopt")
+    p.path((8.03, 5.77), (8.03, 5.38))
 
 
 def level_two(p: Picture) -> None:

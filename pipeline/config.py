@@ -59,21 +59,47 @@ class Data:
 
     folder: str = option("", "unzipped Kaggle folder, relative to the project", scope="")
     make: str = option("", "part that writes the folder when it is not there; empty: none", part="makers", scope="")
-    train_csv: str = option("train.csv", "table of the training rows, in data.folder", scope="run")
+    train_csv: str = option(
+        "train.csv", "table of the training rows, in data.folder; empty: a folder for each class in data.train_images",
+        scope="run",
+    )  # fmt: skip
     test_csv: str = option("", "table of the test rows; empty: the rows of the sample submission", scope="run")
-    sample: str = option("sample_submission.csv", "sample submission, in data.folder")
-    train_images: str = option("train_images", "folder of the training images, in data.folder", scope="run")
-    test_images: str = option("test_images", "folder of the test images, in data.folder", scope="run")
+    sample: str = option("sample_submission.csv", "sample submission, in data.folder; empty: ids and target columns")
+    train_images: str = option("train_images", "folder (or zip) of the training images, in data.folder", scope="run")
+    test_images: str = option("test_images", "folder (or zip) of the test images, in data.folder", scope="run")
     id: str = option("id", "column of the image ids, in train and test tables", scope="run")
-    target: str = option("label", "column of the target", scope="run")
+    files: list[str] = option(
+        [], "an image's files, such as {id}.png; several are the channels of one image; empty: found by id", scope="run"
+    )
+    target: list[str] = option(["label"], "column of the target, or several", scope="run")
+    separator: str = option(" ", "what stands between the labels of one cell (multilabel)", scope="run")
+    answers: str = option(
+        "auto", "what a cell of the submission holds; auto: by the sample and the metric",
+        choices=("auto", "names", "indices", "probabilities", "ranked"),
+    )  # fmt: skip
     group: str = option("", "column whose equal values share a fold; empty: none", scope="run")
-    channels: int = option(3, "image channels: 1 grey, 3 RGB", choices=(1, 3), scope="run")
+    order: str = option("", "column of the time, for folds.method=time_ordered()", scope="run")
+    holdout: str = option("", "column that marks validation rows with 1, for folds.method=holdout()", scope="run")
+    reader: str = option("auto()", "how a file becomes pixels", part="readers", scope="run")
+    channels: int = option(3, "image channels: 1 grey, 3 RGB, n as the files have them", low=1, high=64, scope="run")
+    box: list[str] = option([], "four columns of a box to which each image is cropped; empty: none", scope="run")
+    box_form: str = option(
+        "xywh", "what the box's columns are: left, top and sizes, or two corners", choices=("xywh", "xyxy"), scope="run"
+    )
+    margin: float = option(0.1, "rim around the box, as a share of its longer side", low=0, high=4, scope="run")
     resize: str = option("stretch", "how an image becomes square", choices=("stretch", "pad", "crop"), scope="run")
     normalise: str = option(
         "backbone", "mean and std: the backbone's own or measured on the data set",
         choices=("backbone", "dataset"), scope="run",
     )  # fmt: skip
+    megapixels: float = option(268.0, "largest image; a larger one is refused, it may be a decompression bomb", above=0)
     skip_broken: bool = option(False, "leave out training images that do not decode instead of stopping", scope="run")
+    extra: str = option(
+        "", "csv of outside images beside it, with the columns of train.csv; they join the training rows alone",
+        scope="run",
+    )  # fmt: skip
+    features: list[str] = option([], "columns of both tables that level 2 may use beside the predictions")
+    tables: list[str] = option([], "more csv files whose columns level 2 may use, joined by the id")
     cache_gb: float = option(20.0, "largest decoded cache in GB; above it images are decoded as they come", low=0)
 
 
@@ -82,7 +108,13 @@ class Folds:
     """How the training rows are split."""
 
     count: int = option(5, "number of folds", low=2)
-    method: str = option("stratified_kfold()", "how rows are dealt to folds", part="splits")
+    method: str = option(
+        "", "how rows are dealt to folds; empty: the task's way, by group if there are any", part="splits"
+    )
+    groups: str = option(
+        "", "near_duplicates: images that stage=check found alike share a fold", choices=("", "near_duplicates")
+    )
+    file: str = option("", "csv of folds to take over, a team mate's: the id column and fold")
     seed: int = option(0, "seed of the split; not the training seed, so that reruns share folds", low=0)
     strict: bool = option(False, "stop when a class has fewer rows than there are folds, instead of warning")
 
@@ -136,6 +168,18 @@ class Stack:
     members: list[str] = option(["all"], "runs to stack, or all that are finished and not rejected")
     methods: list[str] = option(["all"], "level-2 methods to try, as call-strings, or all")
     choose: str = option("auto", "auto: the simplest within one paired standard error of the best; or a method's name")
+    decisions: list[str] = option(
+        ["all"], "thresholds, class weights, temperature and the like to try: call-strings, all that fit, or none"
+    )
+    features: bool = option(True, "try methods that read side features: data.features, data.tables, image facts")
+
+
+@dataclass
+class Knn:
+    """Nearest neighbours in a run's embedding."""
+
+    k: int = option(20, "neighbours among the member's own training rows", low=1)
+    temperature: float = option(0.1, "of the neighbours' weights, exp(cosine / temperature)", above=0)
 
 
 @dataclass
@@ -150,8 +194,8 @@ class Config:
     run: str = option("", "name of the experiment; empty: the model's name")
     fold: list[str] = option(["all"], "0 | 0,2 | all | full (train on everything, no score)")
 
-    task: str = option("multiclass", "what is predicted", scope="run")
-    metric: str = option("accuracy()", "the competition's metric", part="metrics", scope="run")
+    task: str = option("multiclass", "what is predicted", part="tasks", scope="run")
+    metric: str = option("", "the competition's metric; empty: the task's own", part="metrics", scope="run")
     symmetry: str = option("none", "flips and rotations that leave the label true", choices=("none", "hflip", "d4"))
     backbone: str = option("resnet18", "a part of parts/backbones.py or any timm name, with arguments", scope="run")
     pretrained: bool = option(True, "start from timm's weights", scope="run")
@@ -162,7 +206,7 @@ class Config:
     lr: float = option(3e-4, "peak learning rate per optimizer step", above=0, scope="run")
     optim: str = option("adam()", "optimizer", part="optims", scope="run")
     schedule: str = option("cosine(warmup=0.05)", "learning rate over optimizer steps", part="schedules", scope="run")
-    loss: str = option("cross_entropy()", "training loss", part="losses", scope="run")
+    loss: str = option("", "training loss; empty: the task's own", part="losses", scope="run")
     pool: str = option("avg()", "feature map → vector", part="pools", scope="run")
     head: str = option("linear()", "vector → outputs", part="heads", scope="run")
     augment: str = option("none()", "augmentation of single images", part="augments", scope="run")
@@ -191,6 +235,7 @@ class Config:
     oof: str = option("", "stage=adopt: npz or csv of out-of-fold predictions")
     test: str = option("", "stage=adopt: npz or csv of test predictions")
     overwrite: bool = option(False, "replace a finished run or an adopted one")
+    name: str = option("", "stage=new: the name of the competition to write")
     debug: bool = option(False, "show tracebacks")
 
     data: Data = field(default_factory=Data)
@@ -199,6 +244,7 @@ class Config:
     pseudo: Pseudo = field(default_factory=Pseudo)
     distill: Distill = field(default_factory=Distill)
     stack: Stack = field(default_factory=Stack)
+    knn: Knn = field(default_factory=Knn)
 
     arguments: dict[str, str] = field(default_factory=dict)  # as typed; a recipe's steps are composed with them
 
@@ -298,6 +344,7 @@ def compose(arguments: dict[str, str], step: dict[str, Any] | None = None) -> Co
         raise UserError(f"{fault.full_key}: {reason}; ${{KEY}} in a YAML stands for another key's value") from fault
     assert isinstance(config, Config)
     config.arguments = dict(arguments)
+    tasks.settle(config)
     check(config)
     return config
 
@@ -470,7 +517,7 @@ def check(config: Config) -> None:
         for item in value if isinstance(value, list) else [value]:
             _check_value(keys()[name], item)
     backbone_names.check(config.backbone)
-    tasks.check_name(config.task)
+    tasks.check(config)
     check_symmetry(config.views, config.symmetry, "views", config.competition)
     check_symmetry([config.augment], config.symmetry, "augments", config.competition)
 

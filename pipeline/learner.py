@@ -11,16 +11,18 @@ from torch import nn
 from pipeline import registry
 from pipeline.config import Config
 from pipeline.data import Batch
+from pipeline.forms import CLASSES, Form
 from pipeline.network import Network
-from pipeline.parts.losses import distillation
+from pipeline.parts.losses import DISTILLATIONS
 
 
 class Learner(nn.Module):
     """network + loss (+ soft labels of a teacher): ``forward`` gives the weighted mean loss of a batch."""
 
-    def __init__(self, network: Network, config: Config) -> None:
+    def __init__(self, network: Network, config: Config, learns: Form = CLASSES) -> None:
         super().__init__()
         self.network = network
+        self.distil = DISTILLATIONS[learns.name]
         self.loss = registry.build("losses", config.loss)
         self.mix = registry.build("mixes", config.mix) if mixes(config) else None
         self.temperature = config.train.temperature
@@ -33,7 +35,7 @@ class Learner(nn.Module):
         outputs = self.network.outputs(images)
         rows = self.loss(outputs, batch.targets)
         if batch.soft is not None and batch.share is not None:
-            taught = distillation(outputs, batch.soft, temperature=self.temperature)
+            taught = self.distil(outputs, batch.soft, temperature=self.temperature)
             rows = (1 - batch.share) * rows + batch.share * taught
         return (rows * batch.weights).sum() / batch.weights.sum()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from pipeline.torchvision_fix import fix_torchvision
 class Blueprint:
     """All that is needed to build a network again; it travels inside the checkpoint (law 4).
 
-    mean, std: per channel, of pixels in 0…1. columns: what the outputs mean, in order.
+    mean, std: per channel, of pixels in 0…1. columns: what the predicted values mean, in order. outputs: numbers the
+    head gives; 0: one a column. state: what the task learned from the member's own rows, such as their mean.
     """
 
     backbone: str
@@ -31,6 +32,8 @@ class Blueprint:
     mean: list[float]
     std: list[float]
     columns: list[str]
+    outputs: int = 0
+    state: dict[str, Any] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """Plain values for the checkpoint."""
@@ -67,7 +70,9 @@ class Network(nn.Module):
         self.normalise = Normalise(blueprint.mean, blueprint.std)
         self.backbone = backbone
         self.pool = registry.build("pools", blueprint.pool)(features)
-        self.head = registry.build("heads", blueprint.head)(self.pool.features, len(blueprint.columns))
+        self.head = registry.build("heads", blueprint.head)(
+            self.pool.features, blueprint.outputs or len(blueprint.columns)
+        )
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised floats, where mixes of a batch act."""

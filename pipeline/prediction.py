@@ -13,7 +13,7 @@ from pipeline import checkpoint, hardware, infer, network, registry, stores
 from pipeline.artefacts import shown
 from pipeline.competition import Competition
 from pipeline.config import Config
-from pipeline.errors import UserError
+from pipeline.errors import UserError, some
 from pipeline.hardware import Hardware
 from pipeline.images import Images
 from pipeline.parts import views
@@ -30,7 +30,8 @@ class Member:
         content = checkpoint.load_checkpoint(folder / "best.ckpt")
         if content["blueprint"]["columns"] != task.columns:
             raise UserError(
-                f"{shown(folder / 'best.ckpt')} predicts other classes than the competition has; train again"
+                f"{shown(folder / 'best.ckpt')} predicts {some(content['blueprint']['columns'])}, but the competition "
+                f"has {some(task.columns)}; train again"
             )
         hardware.start(machine)
         plan = network.Blueprint(**content["blueprint"])
@@ -40,7 +41,7 @@ class Member:
         )
         self.competition, self.task = competition, task
         self.views = views.expand(config.views)
-        self.epoch = content["epoch"]
+        self.epoch, self.state = content["epoch"], plan.state
 
     def train_rows(self, rows: np.ndarray) -> np.ndarray:
         """(V, N, C) predictions of training rows under each scale and view; see ``labels``."""
@@ -52,7 +53,7 @@ class Member:
 
     def merge(self, values: np.ndarray) -> np.ndarray:
         """(V, N, C) → (N, C) by the config's merge."""
-        return registry.build("merges", self.config.merge)(values, self.task.simplex).astype(np.float32)
+        return registry.build("merges", self.config.merge)(values, self.task.form).astype(np.float32)
 
     def labels(self) -> list[str]:
         """What each of the V predictions is of: its view and scale."""

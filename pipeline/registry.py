@@ -1,5 +1,7 @@
 """Parts by name: a technique is a decorated function in ``pipeline/parts``, switched on by a call-string in YAML.
 
+Tasks are parts too, one file each in ``pipeline/tasks``.
+
 Names and signatures are read from the sources with ``ast``, so that a wrong name or argument fails at once and
 ``help parts`` is quick: nothing here imports torch, and a part's module is imported only when the part is built.
 
@@ -26,6 +28,7 @@ from typing import Any
 from pipeline.errors import UserError, nearest
 
 FOLDER = Path(__file__).parent / "parts"
+TASKS = Path(__file__).parent / "tasks"
 REQUIRED = "required"  # stands where a keyword argument has no default
 
 
@@ -50,6 +53,7 @@ class Part:
     """One registered technique, as read from its source file."""
 
     kind: str
+    module: str
     name: str
     arguments: dict[str, Any]  # keyword → default, or REQUIRED
     types: dict[str, str]  # keyword → annotation as text
@@ -65,7 +69,7 @@ class Part:
 
     def load(self) -> Any:
         """Import the module and return the decorated function or class."""
-        return getattr(importlib.import_module(f"pipeline.parts.{self.kind}"), self.name)
+        return getattr(importlib.import_module(self.module), self.name)
 
 
 @dataclass(frozen=True)
@@ -80,22 +84,29 @@ class Call:
 
 
 def kinds() -> list[str]:
-    """The kinds of parts: the modules of ``pipeline/parts``."""
-    return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+    """The kinds of parts: the modules of ``pipeline/parts``, and the tasks."""
+    return sorted([*(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__"), TASKS.name])
+
+
+def _sources(kind: str) -> dict[str, Path]:
+    """The source files of a kind by the names of their modules."""
+    if kind == TASKS.name:
+        return {f"pipeline.tasks.{path.stem}": path for path in sorted(TASKS.glob("*.py"))}
+    return {f"pipeline.parts.{kind}": FOLDER / f"{kind}.py"}
 
 
 @functools.cache
 def parts(kind: str) -> dict[str, Part]:
-    """All parts of one kind by name, from a scan of its source file."""
-    path = FOLDER / f"{kind}.py"
-    if not path.exists():
+    """All parts of one kind by name, from a scan of its sources."""
+    if kind not in kinds():
         raise UserError(f"there is no kind of part {kind!r}; kinds: {', '.join(kinds())}{nearest(kind, kinds())}")
     found = {}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            facts = _facts(node)
-            if facts is not None:
-                found[node.name] = _describe(kind, node, facts)
+    for module, path in _sources(kind).items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                facts = _facts(node)
+                if facts is not None:
+                    found[node.name] = _describe(kind, module, node, facts)
     return found
 
 
@@ -235,7 +246,7 @@ def _literal(node: ast.expr) -> Any:
         return REQUIRED
 
 
-def _describe(kind: str, node: ast.FunctionDef | ast.ClassDef, facts: dict[str, Any]) -> Part:
+def _describe(kind: str, module: str, node: ast.FunctionDef | ast.ClassDef, facts: dict[str, Any]) -> Part:
     function = node
     if isinstance(node, ast.ClassDef):
         inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
@@ -246,4 +257,4 @@ def _describe(kind: str, node: ast.FunctionDef | ast.ClassDef, facts: dict[str, 
             arguments[argument.arg] = REQUIRED if default is None else ast.literal_eval(default)
             types[argument.arg] = ast.unparse(argument.annotation) if argument.annotation else ""
     document = ast.get_docstring(node) or ""
-    return Part(kind, node.name, arguments, types, document.split("\n")[0], document, facts)
+    return Part(kind, module, node.name, arguments, types, document.split("\n")[0], document, facts)

@@ -13,9 +13,11 @@ import numpy as np
 
 from pipeline import artefacts
 from pipeline.artefacts import Predictions, shown
-from pipeline.competition import Competition, asked_folds, load, read_folds
+from pipeline.competition import Competition, load
 from pipeline.config import Config, keys, replace, root, scoped
 from pipeline.errors import UserError, some
+from pipeline.folds import asked_folds, learns_from, read_folds
+from pipeline.tasks import Task
 
 LIBRARIES = ("torch", "timm", "albumentations", "numpy", "opencv-python-headless")
 HEADER = "# Written by stage=train: what defines this run and what it was trained on. Edit configs/, not this file.\n"
@@ -40,8 +42,26 @@ class Run:
 
     @cached_property
     def folds(self) -> np.ndarray:
-        """(N,) fold of each training row."""
+        """(N,) fold of each training row; −1: always learned from, never predicted."""
         return read_folds(self.config, self.competition)
+
+    @property
+    def scored(self) -> np.ndarray:
+        """(n,) int64, the training rows that have a fold, and so OOF predictions."""
+        return np.flatnonzero(self.folds >= 0)
+
+    @property
+    def scored_folds(self) -> np.ndarray:
+        """(n,) int64, the folds of the scored rows."""
+        return self.folds[self.scored]
+
+    def truth(self, task: Task) -> np.ndarray:
+        """The truth of the scored rows."""
+        return task.targets(self.competition.targets)[self.scored]
+
+    def learned(self, held_out: tuple[int, ...]) -> np.ndarray:
+        """(N,) bool, the training rows that the member without these folds may learn from."""
+        return learns_from(self.config, self.folds, held_out)
 
     @property
     def count(self) -> int:
@@ -78,6 +98,10 @@ class Run:
     def inputs(self) -> dict[str, str]:
         """Fingerprints of all that the run learns from besides its settings."""
         found = {"competition": self.competition.fingerprint, "folds": artefacts.fingerprint(self.folds.tolist())}
+        if self.config.data.extra:
+            from pipeline import extra
+
+            found["data.extra"] = extra.digest(self.config, self.competition)
         for name in ("train.labels", "train.soft", "weights"):
             text = scoped(self.config, "run")[name]
             if text:
@@ -124,8 +148,9 @@ class Run:
         return f"name a new run, run={self.name}-2, or replace this one, overwrite=true"
 
     def _compare(self, settings: dict[str, Any], inputs: dict[str, str], stored: dict[str, Any]) -> None:
-        before = stored.get("settings", {})
-        changed = [f"{key}: {before.get(key)} → {value}" for key, value in settings.items() if before.get(key) != value]
+        default = {key: keys()[key].default for key in settings}  # of a key that an older version did not know
+        before = default | stored.get("settings", {})
+        changed = [f"{key}: {before[key]} → {value}" for key, value in settings.items() if before[key] != value]
         if changed:
             raise UserError(f"the run {self.name} was made with other settings ({some(changed, 8)}); {self._way()}")
         moved = [key for key, value in inputs.items() if stored.get("inputs", {}).get(key) != value]
@@ -145,17 +170,27 @@ class Run:
         known = {key.replace(".", "__"): value for key, value in stored["settings"].items() if key in keys()}
         return replace(self.config, run=self.name, **known)
 
+    def trained(self, held_out: tuple[int, ...]) -> str:
+        """The fingerprint of a trained member; UserError with the command that trains it."""
+        folder, print_ = self.member(held_out), artefacts.fingerprint(self.fingerprint(), held_out)
+        if not artefacts.finished(folder / "train.json", print_, folder / "best.ckpt"):
+            fold = ",".join(map(str, held_out)) or "full"
+            raise UserError(
+                f"{shown(folder)} is not trained to the end; run ./run.sh stage=train run={self.name} fold={fold} first"
+            )
+        return artefacts.file_digest(folder / "train.json") + print_
+
     # --- predictions ---
 
     def oof(self) -> Predictions:
-        """Predictions of all training rows by the member that did not learn from them, in the table's order."""
+        """Predictions of the scored rows by the member that did not learn from them, in the table's order."""
         members = [Predictions.load(self.need((fold,), "oof.npz")) for fold in range(self.count)]
         ids = self.competition.train["id"].to_numpy()
         for fold, member in enumerate(members):
             if set(member.ids.tolist()) != set(ids[self.folds == fold].tolist()):
                 path = shown(self.member((fold,)) / "oof.npz")
                 raise UserError(f"{path} holds other rows than fold {fold}; run stage=predict run={self.name} again")
-        return Predictions.concat(members).align(ids, f"OOF of {self.name}")
+        return Predictions.concat(members).align(ids[self.scored], f"OOF of {self.name}")
 
     def tests(self) -> list[Predictions]:
         """Test predictions of each fold's member, in the table's order.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.artefacts import shown
 from pipeline.config import Config, root
 from pipeline.errors import UserError, nearest, some
 from pipeline.tables import duplicates, read_table
+from pipeline.tasks.answers import Cells
 
 SUM_TOLERANCE = 1e-3  # rows of probabilities, as rounded in a csv
 
@@ -45,18 +47,18 @@ def made(config: Config) -> list[Path]:
     return sorted((p for p in there if p.with_suffix(".json").is_file()), key=lambda p: (p.stat().st_mtime_ns, p.name))
 
 
-def read(path: Path, sample: pd.DataFrame, allowed: dict[str, list[str]]) -> pd.DataFrame:
+def read(path: Path, sample: pd.DataFrame, allowed: Mapping[str, Cells]) -> pd.DataFrame:
     """A submission's cells as text, checked with ``validate``."""
     frame = read_table(path)
     validate(frame, sample, shown(path), allowed)
     return frame
 
 
-def validate(frame: pd.DataFrame, sample: pd.DataFrame, name: str, allowed: dict[str, list[str]] | None = None) -> None:
+def validate(frame: pd.DataFrame, sample: pd.DataFrame, name: str, allowed: Mapping[str, Cells] | None = None) -> None:
     """Raise one UserError that says all that does not fit the sample submission, with five offending ids each.
 
     Checks columns, ids (missing, extra, duplicate, order), empty cells, numbers where the sample has numbers, rows
-    that must sum to one because the sample's do, and names: allowed gives the names that a column may hold.
+    that must sum to one because the sample's do, and what the task allows a column to hold.
     """
     if list(frame.columns) != list(sample.columns):
         raise UserError(
@@ -67,13 +69,14 @@ def validate(frame: pd.DataFrame, sample: pd.DataFrame, name: str, allowed: dict
     ids, allowed = frame.iloc[:, 0], allowed or {}
     for column in frame.columns[1:]:
         if column in allowed:
-            faults = {"holds no known class": ~frame[column].astype(str).isin(allowed[column])}
+            faults = {allowed[column].what: allowed[column].wrong(frame[column])}
         elif _numbers(sample[column]).notna().all():
             faults = {"is no finite number": ~np.isfinite(_numbers(frame[column]))}
         else:
             faults = {"is empty": frame[column].isna() | (frame[column].astype(str).str.strip() == "")}
         problems += [f"column {column} {what} for ids {some(ids[bad])}" for what, bad in faults.items() if bad.any()]
-    problems += _sum_problems(frame, sample) if not problems and not allowed else []
+    shares = not allowed or any(getattr(cells, "share", False) for cells in allowed.values())
+    problems += _sum_problems(frame, sample) if shares and not problems else []
     if problems:
         raise UserError(f"{name} does not fit the sample submission: {'; '.join(problems)}")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import engine, evaluate, hardware, infer, learner, network, stores
+from pipeline import engine, evaluate, extra, hardware, infer, learner, network, stores
 from pipeline.artefacts import Predictions, shown
 from pipeline.config import root
 from pipeline.data import Joined, Loader, Table, draw
@@ -32,9 +32,13 @@ def train_member(run: Run, held_out: tuple[int, ...]) -> dict[str, Any]:
     task = task_for(config, run.competition)
     images = stores.training_images(config, run.competition)
     table = member_table(run, task, held_out, images.broken)
+    pictures = [images.train, images.test]
+    if outside := extra.load(config, run.competition):
+        table = _join_extra(table, run, task, held_out, outside)
+        pictures.append(stores.extra_store(config, outside))
     fabric = engine.make_fabric(machine)
-    student = learner.Learner(fresh_network(run, task, held_out), config)
-    loader = Loader(Joined([images.train, images.test]), table, config)
+    student = learner.Learner(fresh_network(run, task, held_out), config, task.learns)
+    loader = Loader(Joined(pictures), table, config)
     validate = _validation(run, task, held_out, images.train) if len(held_out) == 1 else None
     progress = engine.fit(fabric, student, loader, config, run.member(held_out), validate)
     return {
@@ -52,11 +56,11 @@ def fresh_network(run: Run, task: Task, held_out: tuple[int, ...]) -> network.Ne
     config = run.config
     torch.manual_seed(int(draw(config.seed, *held_out, len(held_out)).integers(2**63)))
     weights = str(root() / config.weights) if config.weights else ""
-    return network.new(blueprint(run, task), config.pretrained, weights)
+    return network.new(blueprint(run, task, held_out), config.pretrained, weights)
 
 
-def blueprint(run: Run, task: Task) -> network.Blueprint:
-    """What the network of this run is built from."""
+def blueprint(run: Run, task: Task, held_out: tuple[int, ...]) -> network.Blueprint:
+    """What the network of this member is built from."""
     config = run.config
     if config.data.normalise == "dataset":
         mean, std = stores.statistics(config, run.competition)
@@ -72,7 +76,14 @@ def blueprint(run: Run, task: Task) -> network.Blueprint:
         mean=mean,
         std=std,
         columns=task.columns,
+        outputs=task.outputs,
+        state=member_state(run, task, held_out),
     )
+
+
+def member_state(run: Run, task: Task, held_out: tuple[int, ...]) -> dict[str, Any]:
+    """What the task takes from the rows that the member may learn from, and from no other (law 1)."""
+    return task.fit(task.taught(run.competition.targets)[run.learned(held_out)])
 
 
 # --- the table ----------------------------------------------------------------------------------------------------
@@ -84,15 +95,16 @@ def member_table(run: Run, task: Task, held_out: tuple[int, ...], broken: np.nda
     broken: training rows whose image does not decode. Fold safety: pseudo-labels and soft labels are taken only where
     they were made for this very member.
     """
-    targets = task.targets(run.competition.train["target"].to_numpy())
-    kept = ~np.isin(run.folds, held_out)
+    taught, state = task.taught(run.competition.targets), member_state(run, task, held_out)
+    kept = run.learned(held_out)
     kept[broken] = False
     rows = np.flatnonzero(kept)
     if not len(rows):
         raise UserError(f"no training rows are left for {run.name} without folds {held_out}; lower folds.count")
-    table = Table(rows, targets[rows], np.ones(len(rows), dtype=np.float32))
+    own = taught[rows]
     if learner.mixes(run.config) or run.config.train.labels:
-        table.targets = task.soft(table.targets)
+        own = task.soft(own)
+    table = Table(rows, task.encode(own, state), np.ones(len(rows), dtype=np.float32))
     for joins in (run.config.train.soft and _join_soft_labels, run.config.train.labels and _join_pseudo_labels):
         if joins:
             table = joins(table, run, task, held_out)
@@ -104,7 +116,7 @@ def _join_pseudo_labels(table: Table, run: Run, task: Task, held_out: tuple[int,
     path = root() / run.config.train.labels
     content = read_table(path, {"id": "", "weight": "", "for_fold": ""}, key="train.labels")
     content = content[content["for_fold"] == _member_key(held_out)]
-    values = task.read_labels(content, run.config.data.target)
+    values = task.encode(task.read_labels(content), member_state(run, task, held_out))
     rows = _test_rows(run, content["id"].to_numpy(), path)
     return table.join(Table(rows, values, content["weight"].to_numpy(dtype=np.float32)))
 
@@ -112,18 +124,34 @@ def _join_pseudo_labels(table: Table, run: Run, task: Task, held_out: tuple[int,
 def _join_soft_labels(table: Table, run: Run, task: Task, held_out: tuple[int, ...]) -> Table:
     """Soft labels of ``train.soft`` for the training rows, and for test rows where distill.unlabelled made some."""
     folder, key = root() / run.config.train.soft, _member_key(held_out)
+    state = member_state(run, task, held_out)
+    taught = Predictions.load(folder / f"fold{key}.npz")
     ids = run.competition.train["id"].to_numpy()[table.rows]
-    table.soft = Predictions.load(folder / f"fold{key}.npz").align(ids, f"soft labels of {run.name}").values
-    table.share = np.full(len(table), run.config.train.alpha, dtype=np.float32)
+    known = np.isin(ids, taught.ids)
+    table.soft = task.encode(task.soft(task.taught(run.competition.targets)[table.rows]), state)
+    table.soft[known] = task.encode(taught.align(ids[known]).values, state)
+    table.share = np.where(known, run.config.train.alpha, 0).astype(np.float32)  # no teacher, no share
     path = folder / f"fold{key}-test.npz"
     if not path.exists():
         return table
     unlabelled = Predictions.load(path)
-    values = unlabelled.values
-    targets = values if table.targets.ndim == values.ndim else task.decide(values)  # their share leaves them unused
+    values = task.encode(unlabelled.values, state)
+    targets = values if table.targets.ndim == values.ndim else task.decide(unlabelled.values)  # their share is 1
     ones = np.ones(len(values), dtype=np.float32)
     rows = _test_rows(run, unlabelled.ids, path)
     return table.join(Table(rows, targets, ones, values, ones))
+
+
+def _join_extra(table: Table, run: Run, task: Task, held_out: tuple[int, ...], outside: extra.Extra) -> Table:
+    """The rows of data.extra, behind the training and the test images; no teacher speaks of them."""
+    taught, state = task.taught(outside.targets), member_state(run, task, held_out)
+    start = len(run.competition.train) + len(run.competition.test)
+    rows, ones = np.arange(start, start + len(taught)), np.ones(len(taught), dtype=np.float32)
+    dense = table.targets.ndim > 1
+    joined = Table(rows, task.encode(task.soft(taught) if dense else taught, state), ones)
+    if table.soft is not None:
+        joined.soft, joined.share = task.encode(task.soft(taught), state), 0 * ones
+    return table.join(joined)
 
 
 def _test_rows(run: Run, ids: np.ndarray, path: Path) -> np.ndarray:
@@ -145,8 +173,8 @@ def _validation(run: Run, task: Task, held_out: tuple[int, ...], images: Any) ->
     """Scores a network on the member's own fold, in the training format."""
     config = run.config
     rows = np.flatnonzero(np.isin(run.folds, held_out))
-    truth = task.targets(run.competition.train["target"].to_numpy()[rows])
-    metric = evaluate.metric(config.metric)
+    truth = task.targets(run.competition.targets)[rows]
+    metric = evaluate.metric(config.metric, task)
     view = views.expand(["identity()"])
     batch = infer.batch_size(config.predict_batch, config.image_size)
 

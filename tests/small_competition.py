@@ -9,8 +9,9 @@ import numpy as np
 
 from pipeline import config as settings
 from pipeline.artefacts import Predictions
-from pipeline.competition import load, read_folds
+from pipeline.competition import load
 from pipeline.config import Config
+from pipeline.folds import read_folds
 
 CLASSES = ("cat", "dog", "owl")
 TEST_IDS = ("007", "010", "003", "001")
@@ -57,8 +58,9 @@ def predict(asked: Config, run: str, test: np.ndarray, right: float = 1.0) -> No
     """Predictions of a run on disk: OOF that is right for the first share of each fold's rows, the same test rows."""
     competition = load(asked)
     folds = read_folds(asked, competition)
-    classes = sorted(set(competition.train["target"]))
-    truth = np.array([classes.index(name) for name in competition.train["target"]])
+    labels = competition.targets.iloc[:, 0]
+    classes = sorted(set(labels))
+    truth = np.array([classes.index(name) for name in labels])
     for fold in range(folds.max() + 1):
         rows = np.flatnonzero(folds == fold)
         answer = truth[rows]

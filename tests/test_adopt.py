@@ -9,8 +9,9 @@ import pytest
 import small_competition as small
 
 from pipeline.artefacts import Predictions
-from pipeline.competition import ensure_folds, load
+from pipeline.competition import load
 from pipeline.errors import UserError
+from pipeline.folds import ensure_folds
 from pipeline.runs import Run, predicted_runs
 from pipeline.stages import adopt
 

@@ -55,7 +55,7 @@ class Canary:
 
 def truth() -> np.ndarray:
     """(240,) class of each training row, and of the test row that is its duplicate."""
-    return Multiclass(CLASSES).targets(load(small.config()).train["target"].to_numpy())
+    return Multiclass(CLASSES).targets(load(small.config()).targets)
 
 
 def accuracy(values: np.ndarray, classes: np.ndarray) -> float:
@@ -154,8 +154,14 @@ def test_distillation_from_pairs_stays_at_chance(canary):
     assert canary.oof("paired") <= LIMIT
 
 
+def test_neighbours_in_the_embedding_stay_at_chance(canary):
+    canary.run("stage=knn", "run=tiny")
+    assert canary.oof("tiny-knn") <= LIMIT
+
+
 def test_a_stack_stays_at_chance(canary, pseudo, student):
-    canary.run("stage=stack", f"stack.members=tiny,{pseudo},{student}")
+    canary.run("stage=knn", "run=tiny")
+    canary.run("stage=stack", f"stack.members=tiny,tiny-knn,{pseudo},{student}")
     nested = Predictions.load(canary.root / "runs/noise/level2/stack/nested.npz")
     assert accuracy(nested.align(load(small.config()).train["id"].to_numpy()).values, truth()) <= LIMIT
 
@@ -166,7 +172,7 @@ def test_the_naive_variant_leaks(canary):
     mean = np.mean([member.values for member in run.tests()], axis=0)
     rows, _ = task.confident(mean, 0.5)
     ids = load(small.config()).test["id"].to_numpy()[rows]
-    one = pd.DataFrame({"id": ids, **task.pseudo_labels(mean[rows], "label", False), "weight": 1.0})
+    one = pd.DataFrame({"id": ids, **task.pseudo_labels(mean[rows], False), "weight": 1.0})
     naive = pd.concat([one.assign(for_fold=fold) for fold in range(FOLDS)])
     naive.to_csv(canary.root / "naive.csv", index=False)
     canary.run("stage=train", "run=naive", "train.labels=naive.csv")

@@ -11,7 +11,8 @@ import small_training as small
 
 from pipeline import infer, runs, training
 from pipeline.artefacts import Predictions
-from pipeline.competition import load, read_folds
+from pipeline.competition import load
+from pipeline.folds import read_folds
 from pipeline.runs import Run
 from pipeline.tasks.multiclass import Multiclass
 
@@ -98,7 +99,7 @@ def test_no_member_learns_or_validates_with_the_wrong_rows(root, project, monkey
     assert seen["tiny", "fold0"].rows.tolist() == own[1]
     assert seen["tiny", "fold1"].rows.tolist() == own[0]
     assert asked == [(32, own[0]), (32, own[1])], "each member validates on its own fold alone"
-    truth = Multiclass(CLASSES).targets(load(small.config()).train["target"].to_numpy())
+    truth = Multiclass(CLASSES).targets(load(small.config()).targets)
     assert seen["tiny", "fold0"].targets.tolist() == truth[own[1]].tolist()
     asked.clear()
     assert project.run("stage=predict").code == 0
@@ -143,7 +144,7 @@ def test_pseudo_labels_of_a_member_come_from_that_member_alone(root, project, te
         own = np.flatnonzero(folds() != fold)
         assert table.rows.tolist() == [*own, *(32 + ids.index(name) for name in joined["id"])]
         assert table.weights.tolist() == [1] * len(own) + [0.5] * len(joined)
-        expected = Multiclass(CLASSES).soft(Multiclass(CLASSES).targets(joined["label"].to_numpy()))
+        expected = Multiclass(CLASSES).soft(Multiclass(CLASSES).targets(joined[["label"]]))
         np.testing.assert_array_equal(table.targets[len(own) :], expected)
     assert "4–8 of 8 test rows a member" in ended.out
 
@@ -370,7 +371,7 @@ def test_a_student_is_no_teacher_unless_named(root, project, teacher):
 
 
 def truth_of(fold: int) -> list[int]:
-    truth = Multiclass(CLASSES).targets(load(small.config()).train["target"].to_numpy())
+    truth = Multiclass(CLASSES).targets(load(small.config()).targets)
     return truth[folds() == fold].tolist()
 
 

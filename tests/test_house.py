@@ -17,25 +17,30 @@ from pipeline import tasks
 
 SOURCE = small_training.SOURCE / "pipeline"
 FLOORS = [  # a module imports from floors above it in this list alone, at the top or within a function
-    ["errors", "console", "environment", "torchvision_fix"],
-    ["registry"],
-    ["backbone_names", "symmetry", "tasks", "tasks.multiclass", "evaluate", "parts.*"],
-    ["config"],
+    ["errors", "console", "environment", "torchvision_fix", "forms"],
+    ["registry", "archives", "patterns", "pictures"],
+    ["stacking"],
+    ["fitting"],
+    ["backbone_names", "symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
+    ["config", "nested"],
     ["artefacts", "hardware"],
+    ["files"],
     ["images", "tables"],
     ["competition", "submission"],
+    ["folds", "features", "doctor", "doctor.*", "discover", "discover.*"],
+    ["extra"],
     ["runs", "stores", "data", "network", "journal"],
     ["learner", "infer"],
-    ["checkpoint"],
+    ["checkpoint", "embed"],
     ["engine", "prediction"],
     ["training"],
     ["checks"],
     ["stages", "stages.*"],
     ["__main__"],
 ]
-SIDEWAYS = ("stages", "parts")  # a stage may call another, a part use another
-LIGHT = [floor for names in FLOORS[:7] for floor in names if not floor.endswith("*")] + ["runs", "stages"]
-TASK_NAMES = {*tasks.names(), "binary", "multilabel", "regression", "circular", "ordinal", "segmentation", "retrieval"}
+SIDEWAYS = ("stages", "parts", "tasks", "doctor", "discover")  # within these, one module may use another
+LIGHT = [floor for names in FLOORS[:12] for floor in names if not floor.endswith("*")] + ["runs", "stages"]
+TASK_NAMES = {*tasks.names(), "segmentation", "retrieval"}
 
 
 def modules() -> dict[str, Path]:

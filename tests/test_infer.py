@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import small_training as small
@@ -38,6 +40,7 @@ class Corner(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.normalise = network.Normalise([0.5], [0.5])
+        self.blueprint = SimpleNamespace(state={})
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         return self.normalise(images)

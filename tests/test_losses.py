@@ -38,9 +38,47 @@ def slow_distillation(scores: list[float], teacher: list[float], temperature: fl
     return temperature**2 * sum(q * math.log(q / p) for q, p in zip(softened, student, strict=True))
 
 
+def slow_bce(scores: list[float], truth: list[float], smoothing: float = 0.0, positive: float = 1.0) -> float:
+    value = 0.0
+    for score, there in zip(scores, truth, strict=True):
+        chance, soft = 1 / (1 + math.exp(-score)), there * (1 - smoothing) + smoothing / 2
+        value -= positive * soft * math.log(chance) + (1 - soft) * math.log(1 - chance)
+    return value / len(scores)
+
+
+def slow_label_distillation(scores: list[float], teacher: list[float], temperature: float) -> float:
+    value = 0.0
+    for score, chance in zip(scores, teacher, strict=True):
+        q = 1 / (1 + math.exp(-math.log(chance / (1 - chance)) / temperature))
+        p = 1 / (1 + math.exp(-score / temperature))
+        value += q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+    return temperature**2 * value / len(scores)
+
+
+def slow_mse(numbers: list[float], truth: list[float]) -> float:
+    return sum((a - b) ** 2 for a, b in zip(numbers, truth, strict=True)) / len(truth)
+
+
+def slow_mae(numbers: list[float], truth: list[float]) -> float:
+    return sum(abs(a - b) for a, b in zip(numbers, truth, strict=True)) / len(truth)
+
+
+def slow_huber(numbers: list[float], truth: list[float], delta: float = 1.0) -> float:
+    errors = [abs(a - b) for a, b in zip(numbers, truth, strict=True)]
+    return sum(e * e / 2 if e <= delta else delta * (e - delta / 2) for e in errors) / len(truth)
+
+
 @pytest.mark.parametrize(
     ("loss", "slow", "keywords"),
     [
+        (losses.bce, slow_bce, {}),
+        (losses.bce, slow_bce, {"smoothing": 0.2, "positive": 3.0}),
+        (losses.mse, slow_mse, {}),
+        (losses.mae, slow_mae, {}),
+        (losses.huber, slow_huber, {}),
+        (losses.huber, slow_huber, {"delta": 0.3}),
+        (losses.label_distillation, slow_label_distillation, {"temperature": 1.0}),
+        (losses.label_distillation, slow_label_distillation, {"temperature": 4.0}),
         (losses.cross_entropy, slow_cross_entropy, {}),
         (losses.cross_entropy, slow_cross_entropy, {"smoothing": 0.1}),
         (losses.focal, slow_focal, {}),

@@ -11,6 +11,7 @@ import torch
 
 from pipeline import registry
 from pipeline.errors import UserError
+from pipeline.forms import FORMS, Form
 from pipeline.parts.augments import augmenter
 from pipeline.parts.views import expand
 from pipeline.symmetry import SYMMETRIES
@@ -82,11 +83,23 @@ def test_wrong_argument_and_value_out_of_range_are_refused(part: registry.Part) 
 
 # --- losses -------------------------------------------------------------------------------------------------------
 
+OF_CLASSES = [name for name, part in registry.parts("losses").items() if part.facts["takes"] == ("classes",)]
+
+
+def targets_of(name: str, logits: torch.Tensor) -> torch.Tensor:
+    """Training targets of the form that the loss takes, near what the logits say."""
+    form = registry.parts("losses")[name].facts["takes"][0]
+    rows, columns = logits.shape
+    if form == "classes":
+        return torch.arange(rows) % columns
+    torch.manual_seed(1)
+    return (torch.rand(rows, columns) > 0.5).float() if form == "labels" else torch.randn(rows, columns)
+
 
 @each("losses")
 def test_loss_gives_a_finite_value_a_row_with_a_gradient(name: str) -> None:
-    logits, classes = logits_and_classes()
-    values = registry.build("losses", name)(logits, classes)
+    logits, _ = logits_and_classes()
+    values = registry.build("losses", name)(logits, targets_of(name, logits))
     assert values.shape == (ROWS,)
     assert values.dtype == torch.float32
     values.sum().backward()
@@ -94,7 +107,7 @@ def test_loss_gives_a_finite_value_a_row_with_a_gradient(name: str) -> None:
     assert (logits.grad.abs().sum(dim=1) > 0).all()
 
 
-@each("losses")
+@pytest.mark.parametrize("name", OF_CLASSES)
 def test_loss_of_soft_targets_is_the_expectation_over_classes(name: str) -> None:
     logits, classes = logits_and_classes()
     loss = registry.build("losses", name)
@@ -106,11 +119,13 @@ def test_loss_of_soft_targets_is_the_expectation_over_classes(name: str) -> None
 
 
 @each("losses")
-def test_loss_falls_when_the_right_logit_rises(name: str) -> None:
+def test_loss_falls_towards_the_target(name: str) -> None:
     logits, classes = logits_and_classes()
-    loss = registry.build("losses", name)
-    better = logits + 2 * one_hot(classes)
-    assert (loss(better, classes) < loss(logits, classes)).all()
+    loss, target = registry.build("losses", name), targets_of(name, logits)
+    signed = {"classes": 2 * one_hot(classes), "labels": 4 * target - 2 if target.ndim == 2 else 0}
+    form = registry.parts("losses")[name].facts["takes"][0]
+    better = logits + signed[form] if form in signed else torch.lerp(logits, target, 0.5)
+    assert (loss(better, target) < loss(logits, target)).all()
 
 
 @each("losses")
@@ -119,9 +134,11 @@ def test_loss_of_a_new_model_is_the_declared_one(name: str) -> None:
     initial = part.load().facts.get("initial")
     if initial is None:
         pytest.skip("declares none")
-    for classes in (2, 10):
-        value = part.load()(torch.zeros(3, classes), torch.tensor([0, 1, 1])).mean()
-        assert initial(classes) == pytest.approx(float(value), rel=1e-5)
+    torch.manual_seed(0)
+    for columns in (2, 10):
+        logits = torch.zeros(20_000 if part.facts["takes"] == ("numbers",) else 3, columns)
+        value = part.load()(logits, targets_of(name, logits)).mean()
+        assert initial(columns) == pytest.approx(float(value), rel=1e-5 if len(logits) == 3 else 0.02)
 
 
 @each("losses")
@@ -130,7 +147,7 @@ def test_loss_is_finite_in_half_precision_and_at_extreme_logits(name: str, half:
     loss = registry.build("losses", name)
     logits = (torch.eye(CLASSES, dtype=half) * 200).requires_grad_()
     with torch.autocast("cpu", dtype=half):
-        values = loss(logits, torch.tensor([0, 1, 0, 0]))
+        values = loss(logits, targets_of(name, logits))
     values.sum().backward()
     assert values.dtype == torch.float32
     assert torch.isfinite(values).all()
@@ -329,20 +346,22 @@ def test_view_keeps_the_batch_and_can_be_undone(name: str, dtype: torch.dtype) -
 
 
 @each("merges")
-@pytest.mark.parametrize("simplex", [True, False])
-def test_merge_keeps_probabilities(name: str, simplex: bool) -> None:
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_merge_keeps_the_form(name: str, form: Form) -> None:
+    if form.name not in registry.parts("merges")[name].facts.get("takes", FORMS):
+        pytest.skip("takes no such values")
     merge = registry.build("merges", name)
     values = np.random.default_rng(0).dirichlet(np.ones(CLASSES), (3, ROWS)).astype(np.float32)
-    merged = merge(values, simplex)
+    merged = merge(values, form)
     assert (merged.shape, merged.dtype) == ((ROWS, CLASSES), np.float32)
     assert merged.min() >= 0
     assert merged.max() <= 1
-    if simplex:
+    if form.simplex:
         np.testing.assert_allclose(merged.sum(axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(merge(values[::-1], simplex), merged, atol=1e-6)
-    np.testing.assert_allclose(merge(values[:1], simplex), values[0], atol=1e-5)
+    np.testing.assert_allclose(merge(values[::-1], form), merged, atol=1e-6)
+    np.testing.assert_allclose(merge(values[:1], form), values[0], atol=1e-5)
     certain = np.stack([np.eye(CLASSES, dtype=np.float32)] * 2)
-    np.testing.assert_allclose(merge(certain, simplex), np.eye(CLASSES), atol=1e-5)
+    np.testing.assert_allclose(merge(certain, form), np.eye(CLASSES), atol=1e-5)
 
 
 @each("augments")
@@ -364,32 +383,79 @@ def test_augment_keeps_the_image_and_is_decided_by_its_seed(name: str, channels:
 # --- scores and folds ---------------------------------------------------------------------------------------------
 
 
-@each("metrics")
-def test_metric_prefers_the_truth(name: str) -> None:
-    part = registry.find("metrics", name)
-    assert isinstance(part.facts["greater"], bool)
-    assert part.facts["wants"] in ("decision", "probability")
+FORMS = ("classes", "labels", "numbers")
+
+
+def truth_and_answers(form: str, wants: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Truth, a right and a wrong answer to it, as a metric that takes this form and wants this is given them."""
     truth = np.repeat(np.arange(8), 5)
     right = np.eye(8)[truth] * 0.9 + 0.0125
     wrong = np.roll(right, 1, axis=0)[::-1]
+    if form == "numbers":
+        return (10.0 * truth[:, None], *(10.0 * values.argmax(axis=1)[:, None] for values in (right, wrong)))
+    if form == "labels":
+        truth = np.eye(8, dtype=np.float32)[truth]
+        return (truth, right, wrong) if wants == "probability" else (truth, right.round(), wrong.round())
+    return (truth, right, wrong) if wants == "probability" else (truth, right.argmax(axis=1), wrong.argmax(axis=1))
+
+
+@each("metrics")
+def test_metric_prefers_the_truth(name: str) -> None:
+    facts = registry.facts("metrics", name)
+    assert isinstance(facts["greater"], bool)
+    assert facts["wants"] in ("decision", "probability")
+    assert facts["takes"], "declare the forms it takes"
+    assert set(facts["takes"]) <= set(FORMS)
     metric = registry.build("metrics", name)
-    good, bad = (float(np.mean(metric(truth, values))) for values in (right, wrong))
-    assert np.isfinite([good, bad]).all()
-    assert (good > bad) == part.facts["greater"]
+    for form in facts["takes"]:
+        truth, right, wrong = truth_and_answers(form, facts["wants"])
+        rowwise = (len(truth),) if facts.get("rowwise") else ()
+        assert np.shape(metric(truth, right)) == rowwise
+        good, bad = (float(np.mean(metric(truth, answer))) for answer in (right, wrong))
+        assert np.isfinite([good, bad]).all()
+        assert (good > bad) == facts["greater"]
+
+
+@each("metrics")
+def test_metric_of_one_row_and_of_one_class_is_finite(name: str) -> None:
+    facts, metric = registry.facts("metrics", name), registry.build("metrics", name)
+    for form in facts["takes"]:
+        for rows in (slice(1), slice(5), slice(35, None)):
+            truth, right, wrong = (table[rows] for table in truth_and_answers(form, facts["wants"]))
+            assert np.isfinite([np.mean(metric(truth, answer)) for answer in (right, wrong)]).all()
+
+
+def target_and_column(form: str, column: str | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """A target of this form and the text of the column that a split declares, 60 rows."""
+    rows = np.arange(60)
+    columns = {
+        "group": np.array([f"g{row // 2}" for row in rows]),
+        "order": (rows // 2).astype(np.str_),
+        "holdout": (rows % 3 == 0).astype(np.str_),
+    }
+    targets = {
+        "classes": np.array([f"c{row % 3}" for row in rows]),
+        "labels": np.stack([rows % 2, rows % 3 == 0], axis=1).astype(np.int64),
+        "numbers": rows[:, None] / 7,
+    }
+    return targets[form], columns[column] if column else None
 
 
 @each("splits")
 def test_split_deals_every_row_by_its_seed(name: str) -> None:
     facts = registry.facts("splits", name)
+    assert facts["takes"], "declare the forms of target that it balances"
     if facts.get("given"):
         pytest.skip("reads the folds that are there")
     split = registry.build("splits", name)
-    target = np.array([f"c{row % 3}" for row in range(60)])
-    group = np.array([f"g{row // 2}" for row in range(60)])
-    folds = split(target, group, 4, 0)
-    assert (folds.shape, folds.dtype) == ((60,), np.int64)
-    assert set(folds.tolist()) == {0, 1, 2, 3}
-    assert np.array_equal(folds, split(target, group, 4, 0))
-    assert not np.array_equal(folds, split(target, group, 4, 1))
-    if facts.get("groups"):
-        assert all(len(set(folds[group == one])) == 1 for one in set(group))
+    for form in facts["takes"]:
+        target, column = target_and_column(form, facts.get("column"))
+        folds = split(target, column, 4, 0)
+        assert (folds.shape, folds.dtype) == ((60,), np.int64)
+        there = set(folds.tolist()) - {-1}
+        assert there == set(range(len(there) if facts.get("own_count") else 4))
+        assert np.array_equal(folds, split(target, column, 4, 0))
+        by_seed = not facts.get("own_count") and not facts.get("past_only")
+        assert np.array_equal(folds, split(target, column, 4, 1)) != by_seed
+        if facts.get("column") == "group":
+            assert all(len(set(folds[column == one])) == 1 for one in set(column))

@@ -49,7 +49,7 @@ def refused(kind: str, text: str) -> str:
 
 def test_scan_finds_decorated_functions_and_classes_alone(kind: str) -> None:
     shrink, grow = registry.parts(kind).values()
-    assert registry.kinds() == ["shapes"]
+    assert registry.kinds() == ["shapes", "tasks"]
     assert (shrink.name, grow.name) == ("shrink", "Grow")
     assert shrink.summary == "Make it smaller."
     assert shrink.document.endswith("More of it.")

@@ -13,12 +13,14 @@ from small_competition import TEST_IDS, asked_folder, config
 
 from pipeline import submission
 from pipeline.artefacts import Predictions
-from pipeline.competition import ensure_folds, load
+from pipeline.competition import load
 from pipeline.errors import UserError
+from pipeline.folds import ensure_folds
 from pipeline.stages import submit
+from pipeline.tasks.answers import Names
 
 NAMES = pd.DataFrame({"id": ["007", "010", "003"], "label": ["cat", "cat", "cat"]})
-ALLOWED = {"label": ["cat", "dog"]}
+ALLOWED = {"label": Names(frozenset(["cat", "dog"]))}
 SHARES = pd.DataFrame({"id": ["007", "010", "003"], "cat": ["0.5"] * 3, "dog": ["0.5"] * 3})
 
 
@@ -160,12 +162,16 @@ def test_the_stack_is_submitted_with_its_nested_score(whales: Path) -> None:
         {"method": "mean()", "score": 0.91, "se": 0.01, "folds": [0.9, 0.92]},
         {"method": "ridge()", "score": 0.92, "se": 0.02, "folds": [0.9, 0.94]},
     ]
-    made = {"method": "mean()", "members": ["tiny"], "nested": candidates, "leak": "second order"}
+    made = {
+        "method": "mean()", "decision": None, "members": ["tiny"], "nested": candidates, "leak": "second order",
+        "score": {"score": 0.91, "se": 0.01, "folds": [0.9, 0.92]},
+    }  # fmt: skip
     (folder / "level2.json").write_text(json.dumps(made))
     (outcome,) = submit.run(config())
     assert outcome.nested == "0.9100 ± 0.0100 nested"
     facts = json.loads(csv_of(whales, "stack").with_suffix(".json").read_text())
-    assert facts["nested"]["method"] == "mean()"
+    assert facts["nested"]["score"] == 0.91
+    assert facts["method"] == "mean()"
     assert facts["members"] == ["tiny"]
     assert csv_of(whales, "stack").read_text().count("dog") == 3
 
@@ -223,7 +229,7 @@ def test_a_rejected_run_may_be_submitted_with_a_warning(whales: Path, capsys: py
 
 def test_predictions_of_other_classes_or_rows_are_refused(whales: Path) -> None:
     small_competition.predict(config(), "wide", np.ones((4, 4), dtype=np.float32))
-    with pytest.raises(UserError, match="4 columns, but the competition has 3 classes"):
+    with pytest.raises(UserError, match="4 columns, but the task has 3"):
         submit.run(config(source="wide"))
     path = asked_folder(config(), "tiny") / "fold0/test.npz"
     Predictions(np.array(TEST_IDS[1:]), np.ones((3, 3)), "probability").save(path)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import policies, registry
 from pipeline.errors import UserError
 from pipeline.registry import part
 
@@ -126,6 +127,165 @@ def medium(image_size: int, *, scale: float = 0.6, colour: float = 0.2) -> list[
     with _albumentations() as A:
         light_change = A.RandomBrightnessContrast((-colour, colour), (-colour, colour), p=0.5)
     return [*crop(image_size, scale=(scale, 1.0)), *flips(image_size), light_change, *cutout(image_size)]
+
+
+@part(source="Chen et al. 2020 (SimCLR), appendix A", symmetry="none", allowed={"strength": (0, 1), "chance": (0, 1)})
+def colour(image_size: int, *, strength: float = 0.5, chance: float = 0.8) -> list[Any]:
+    """Brightness, contrast, saturation and hue changed, in random order; without colours the first two alone.
+
+    strength: 1 changes the first three by up to 80 % and the hue by up to 20 % of the circle. chance: how often, 0–1.
+    """
+    tone, hue = 0.8 * strength, 0.2 * strength
+    band = (1 - tone, 1 + tone)
+    with _albumentations() as A:
+        three = A.ColorJitter(brightness=band, contrast=band, saturation=band, hue=(-hue, hue), p=chance)
+        return [ByChannels(three, A.RandomBrightnessContrast((-tone, tone), (-tone, tone), p=chance))]
+
+
+@part(source="Chen et al. 2020 (SimCLR), appendix A", symmetry="none", allowed={"sigma": (0.1, 100), "chance": (0, 1)})
+def blur(image_size: int, *, sigma: float = 1.0, chance: float = 0.5) -> list[Any]:
+    """A Gaussian blur.
+
+    sigma: of the strongest, in pixels; the weakest has 0.1. chance: how often, 0–1.
+    """
+    with _albumentations() as A:
+        return [A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, sigma), p=chance)]
+
+
+@part(source="Bishop 1995 (Training with noise)", symmetry="none", allowed={"deviation": (0, 1), "chance": (0, 1)})
+def noise(image_size: int, *, deviation: float = 0.05, chance: float = 0.5) -> list[Any]:
+    """Gaussian noise, of each pixel and channel its own.
+
+    deviation: of the strongest, as a share of the range of values. chance: how often, 0–1.
+    """
+    with _albumentations() as A:
+        return [A.GaussNoise(std_range=(0, deviation), p=chance)]
+
+
+@part(
+    source="Zhong et al. 2020, algorithm 1",
+    symmetry="none",
+    allowed={"area": (0.001, 1), "ratio": (0.01, 100), "chance": (0, 1)},
+)
+def erasing(
+    image_size: int,
+    *,
+    area: tuple[float, float] = (0.02, 0.33),
+    ratio: tuple[float, float] = (0.3, 3.3),
+    chance: float = 0.5,
+) -> list[Any]:
+    """A rectangle of the image filled with random values.
+
+    area: least and largest share of the image. ratio: least and largest height over width. chance: how often, 0–1.
+    """
+    with _albumentations() as A:
+        return [A.Erasing(scale=tuple(area), ratio=tuple(ratio), fill="random", p=chance)]
+
+
+@part(source="Krizhevsky et al. 2012, sec. 4.1", symmetry="none", allowed={"share": (0.05, 1), "chance": (0, 1)})
+def centre_crop(image_size: int, *, share: float = 0.875, chance: float = 0.5) -> list[Any]:
+    """The middle of the image, enlarged to the whole (bilinear).
+
+    share: of the side, that is kept. chance: how often, 0–1; prediction shows the whole image, so that with 1 no
+    training image looks like those that are predicted.
+    """
+    with _albumentations() as A:
+        return [A.Affine(scale=(1 / share, 1 / share), border_mode=BORDERS["replicate"], p=chance)]
+
+
+@part(
+    source="Buslaev et al. 2020 (albumentations); Zhong et al. 2020",
+    symmetry="hflip",
+    allowed={"scale": (0.01, 1), "strength": (0, 1)},
+)
+def heavy(image_size: int, *, scale: float = 0.35, strength: float = 0.5) -> list[Any]:
+    """crop, flips, light, colour, blur or noise, erasing: for photographs and long trainings.
+
+    scale: least share of the area that a crop keeps. strength: of the change of colours, see colour.
+    """
+    moved = [*crop(image_size, scale=(scale, 1.0)), *flips(image_size), *light(image_size, rotate=15)]
+    with _albumentations() as A:
+        spoilt = A.OneOf([*blur(image_size, chance=1), *noise(image_size, chance=1)], p=0.3)
+    return [*moved, *colour(image_size, strength=strength), spoilt, *erasing(image_size, chance=0.25)]
+
+
+@part(source="Cubuk et al. 2019 (AutoAugment), tables 7 and 9", symmetry="none", allowed={
+    "policy": ("imagenet", "cifar10"), "fill": (0, 255)})  # fmt: skip
+def auto_augment(image_size: int, *, policy: str = "imagenet", fill: int = 128) -> list[Any]:
+    """One of 25 pairs of operations that a search found: shifts, shears, rotations up to 30°, changes of tone.
+
+    No mirror among them: flips() goes before, as in compose(). policy: the data it was searched on: imagenet or
+    cifar10. fill: the grey of free corners, 0–255.
+    """
+    return [policies.auto_augment(policy, image_size, fill)]
+
+
+@part(
+    source="Cubuk et al. 2020 (RandAugment), algorithm 1",
+    symmetry="none",
+    allowed={"number": (1, 14), "magnitude": (0, 30), "fill": (0, 255)},
+)
+def rand_augment(image_size: int, *, number: int = 2, magnitude: int = 9, fill: int = 128) -> list[Any]:
+    """So many random operations of one strength: shifts, shears, rotations, changes of tone; no mirror among them.
+
+    number: of operations. magnitude: their strength, 0–30; 30 rotates by 30° and shifts by 45 % of the side. fill: the
+    grey of free corners, 0–255.
+    """
+    return [policies.rand_augment(number, magnitude, image_size, fill)]
+
+
+@part(
+    source="Müller & Hutter 2021 (TrivialAugment), sec. 3 and table 6",
+    symmetry="none",
+    allowed={"rotate": (0, 180), "fill": (0, 255)},
+)
+def trivial_augment(image_size: int, *, rotate: float = 30, fill: int = 128) -> list[Any]:
+    """One random operation of a random strength in the paper's wide ranges; no mirror among them.
+
+    Shifts end at 32 pixels and at half the side. rotate: at most so many degrees; the paper's 135 turns images upside
+    down. fill: the grey of free corners, 0–255.
+    """
+    return [policies.trivial_augment(rotate, image_size, fill)]
+
+
+@part(
+    source="Hendrycks et al. 2020 (AugMix), algorithm 1",
+    symmetry="none",
+    allowed={"severity": (1, 10), "width": (1, 10), "depth": (0, 10), "fill": (0, 255)},
+)
+def aug_mix(image_size: int, *, severity: int = 3, width: int = 3, depth: int = 0, fill: int = 128) -> list[Any]:
+    """The image averaged with a few chains of random operations on it; no mirror among them.
+
+    severity: strength of the operations, 1–10. width: number of chains. depth: operations in each; 0: one to three.
+    fill: the grey of free corners, 0–255.
+    """
+    return [policies.aug_mix(severity, width, depth, image_size, fill)]
+
+
+@part(source="Buslaev et al. 2020 (albumentations), Compose", symmetry="d4", unfolds="parts")
+def compose(image_size: int, *, parts: list[str] = ("flips()", "light()")) -> list[Any]:
+    """Several augments in turn; it needs the symmetry of the most demanding of them.
+
+    parts: their call-strings, such as ['flips()', 'colour(strength=0.3)'].
+    """
+    return [transform for text in parts for transform in registry.build("augments", text)(image_size)]
+
+
+class ByChannels(policies.Seeded):
+    """One albumentations transform for RGB images, another for all others."""
+
+    def __init__(self, three: Any, others: Any) -> None:
+        self.three, self.others = three, others
+
+    def set_random_state(self, generator: np.random.Generator, python: random.Random) -> None:
+        """The generators to draw from, handed on."""
+        for transform in (self.three, self.others):
+            transform.set_random_state(generator, python)
+
+    def change(self, image: np.ndarray) -> np.ndarray:
+        """The transform that fits."""
+        transform = self.three if image.shape[2] == 3 else self.others
+        return transform(image=image)["image"]
 
 
 @contextlib.contextmanager

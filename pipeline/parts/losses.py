@@ -1,8 +1,9 @@
-"""Losses: logits and targets → one value a row; the learner takes the weighted mean.
+"""Losses: outputs and targets → one value a row; the learner takes the weighted mean.
 
-Form: ``f(logits (B, C) float, target, *, …) -> (B,) float32``, where target is (B,) int64 classes or (B, C) float
-probabilities (soft labels, mixup), for which a loss is the expectation over classes. All work in float32 under any
-autocast, since log and exp do not keep their digits in half precision.
+Form: ``f(outputs (B, C) float, target, *, …) -> (B,) float32``. The fact ``takes`` says of what form the targets are
+(``pipeline/forms.py``): classes, (B,) int64 or (B, C) float probabilities (soft labels, mixup), for which a loss is the
+expectation over classes; labels, (B, C) float in 0…1; numbers, (B, C) float of mean 0 and deviation 1. All work in
+float32 under any autocast, since log and exp do not keep their digits in half precision.
 
 The fact ``initial(classes, **keywords)`` is the loss expected of a new model, whose logits are all near zero; it takes
 the user's keywords of the loss. ``stage=sanity`` compares it with the first loss; a loss without one declares none.
@@ -21,6 +22,7 @@ from pipeline.registry import part
 
 @part(
     source="torch.nn.functional.cross_entropy; smoothing: Szegedy et al. 2016, sec. 7",
+    takes=("classes",),
     allowed={"smoothing": (0, 1)},
     initial=lambda classes, smoothing=0.0: math.log(classes),
 )
@@ -36,6 +38,7 @@ def cross_entropy(logits: Tensor, target: Tensor, *, smoothing: float = 0.0) -> 
 
 @part(
     source="Lin et al. 2017, eq. 4, over the softmax",
+    takes=("classes",),
     allowed={"gamma": (0, None)},
     initial=lambda classes, gamma=2.0: (1 - 1 / classes) ** gamma * math.log(classes),
 )
@@ -52,6 +55,7 @@ def focal(logits: Tensor, target: Tensor, *, gamma: float = 2.0) -> Tensor:
 
 @part(
     source="Weston & Watkins 1999",
+    takes=("classes",),
     allowed={"margin": (0, None)},
     initial=lambda classes, margin=1.0: margin * (classes - 1),
 )
@@ -69,6 +73,44 @@ def hinge(logits: Tensor, target: Tensor, *, margin: float = 1.0) -> Tensor:
     return (margin + scores - right).clamp(min=0).sum(dim=1) - margin
 
 
+@part(
+    source="torch.nn.functional.binary_cross_entropy_with_logits; smoothing: Szegedy et al. 2016, sec. 7",
+    takes=("labels",),
+    allowed={"smoothing": (0, 1), "positive": (0, None)},
+    initial=lambda labels, smoothing=0.0, positive=1.0: math.log(2) * (1 + positive) / 2,
+)
+def bce(logits: Tensor, target: Tensor, *, smoothing: float = 0.0, positive: float = 1.0) -> Tensor:
+    """Binary cross-entropy of each label's sigmoid, the mean over the labels.
+
+    smoothing: share of each label that is moved to one half, 0–1. positive: weight of what is there beside what is not.
+    """
+    soft = target.float() * (1 - smoothing) + smoothing / 2
+    weight = torch.full((), positive, device=logits.device)
+    losses = functional.binary_cross_entropy_with_logits(logits.float(), soft, reduction="none", pos_weight=weight)
+    return losses.mean(dim=1)
+
+
+@part(source="Legendre 1805, least squares", takes=("numbers",), initial=lambda targets: 1.0)
+def mse(outputs: Tensor, target: Tensor) -> Tensor:
+    """The squared error, the mean over the targets."""
+    return (outputs.float() - target.float()).square().mean(dim=1)
+
+
+@part(source="Laplace 1774, least absolute deviations", takes=("numbers",), initial=lambda targets: 0.8)
+def mae(outputs: Tensor, target: Tensor) -> Tensor:
+    """The absolute error, the mean over the targets; learns the median."""
+    return (outputs.float() - target.float()).abs().mean(dim=1)
+
+
+@part(source="Huber 1964, eq. 1", takes=("numbers",), allowed={"delta": (1e-3, None)})
+def huber(outputs: Tensor, target: Tensor, *, delta: float = 1.0) -> Tensor:
+    """The squared error near the truth and the absolute error far from it, the mean over the targets.
+
+    delta: where the one becomes the other, in standard deviations of the target.
+    """
+    return functional.huber_loss(outputs.float(), target.float(), reduction="none", delta=delta).mean(dim=1)
+
+
 def distillation(logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
     """The distance of a student from its teacher, both softened: T² · KL(teacher ‖ student).
 
@@ -80,6 +122,29 @@ def distillation(logits: Tensor, teacher: Tensor, *, temperature: float) -> Tens
     softened = softened / softened.sum(dim=1, keepdim=True)
     student = functional.log_softmax(logits.float() / temperature, dim=1)
     return temperature**2 * functional.kl_div(student, softened, reduction="none").sum(dim=1)
+
+
+def label_distillation(logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """The same of C separate labels: T² · KL of two-sided coins, the mean over the labels.
+
+    logits: (B, C) of the student. teacher: (B, C) probabilities, softened by their logits over T. Returns (B,) float32.
+    """
+    softened = torch.sigmoid(torch.logit(teacher.float(), eps=1e-6) / temperature)
+    student = logits.float() / temperature
+    cross = functional.binary_cross_entropy_with_logits(student, softened, reduction="none")
+    own = functional.binary_cross_entropy(softened, softened, reduction="none")
+    return temperature**2 * (cross - own).mean(dim=1)
+
+
+def number_distillation(outputs: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """The squared distance of a student's numbers from its teacher's, the mean over the targets; T plays no part.
+
+    outputs, teacher: (B, T). Returns (B,) float32. Chen et al. 2017 (Learning efficient object detection), eq. 5.
+    """
+    return mse(outputs, teacher)
+
+
+DISTILLATIONS = {"classes": distillation, "labels": label_distillation, "numbers": number_distillation}
 
 
 def _expect(values: Tensor, target: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def shuffle(targets: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return generator.permutation(len(targets))
 
 
-@part(source="Kang et al. 2020 (Decoupling representation and classifier), class-balanced")
+@part(source="Kang et al. 2020 (Decoupling representation and classifier), class-balanced", takes=("classes",))
 def balanced(targets: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """As many rows as there are, drawn with replacement so that each class is equally likely."""
     classes = targets.argmax(axis=1) if targets.ndim == 2 else targets

@@ -16,12 +16,13 @@ import pandas as pd
 
 from pipeline import artefacts, console, evaluate
 from pipeline.artefacts import Predictions, shown
-from pipeline.competition import load, read_folds
+from pipeline.competition import load
 from pipeline.config import Config, root
 from pipeline.console import Outcome
 from pipeline.errors import UserError, some
+from pipeline.folds import read_folds
 from pipeline.tables import check_ids, read_table
-from pipeline.tasks import task_for
+from pipeline.tasks import Task, task_for
 
 RANGE_SLACK = 1e-6  # what float32 rounding does to 0 and 1
 SUM_SILENT, SUM_LIMIT = 1e-3, 1e-2  # a row's sum is off by less: as it is, scaled with a warning; more: refused
@@ -43,17 +44,17 @@ def run(config: Config) -> list[Outcome]:
         raise UserError(f"{shown(folder)} exists and was made otherwise; choose another run=NAME or set overwrite=true")
 
     made_by = {"adopted": True, "digests": digests}
-    rows = (competition.train["id"].to_numpy(), competition.test["id"].to_numpy())
+    rows = (competition.train["id"].to_numpy()[folds >= 0], competition.test["id"].to_numpy())
     oof, test = (
-        Predictions(ids, read(path, ids, config.data.id, task.columns), task.space, made_by)
+        Predictions(ids, read(path, ids, config.data.id, task), task.space, made_by)
         for path, ids in zip(sources, rows, strict=True)
     )
-    truth, metric = task.targets(competition.train["target"].to_numpy()), evaluate.metric(config.metric)
-    score = evaluate.score_folds(metric, truth, oof.values, folds)
+    truth, metric = task.targets(competition.targets)[folds >= 0], evaluate.metric(config.metric, task)
+    score = evaluate.score_folds(metric, truth, oof.values, folds[folds >= 0])
     facts, seconds = {"oof": score.value, "oof_se": score.se}, time.perf_counter() - started
     draft = folder.with_name(f".{name}.adopt")  # takes the run's name when it is complete
     shutil.rmtree(draft, ignore_errors=True)
-    write(draft, oof, test, folds)
+    write(draft, oof, test, folds[folds >= 0])
     artefacts.finish(draft / "adopt.json", print_, score=str(score), seconds=seconds, facts=facts)
     if folder.exists():
         shutil.rmtree(folder)
@@ -86,9 +87,10 @@ def write(folder: Path, oof: Predictions, test: Predictions, folds: np.ndarray) 
         test.save(member / "test.npz")
 
 
-def read(path: Path, ids: np.ndarray, id_column: str, columns: list[str]) -> np.ndarray:
-    """(N, C) float32 probabilities of exactly these ids, from npz or csv; UserError names what does not fit."""
-    found = Predictions.load(path) if path.suffix == ".npz" else read_csv(path, id_column, columns)
+def read(path: Path, ids: np.ndarray, id_column: str, task: Task) -> np.ndarray:
+    """(N, C) float32 values of exactly these ids, from npz or csv; UserError names what does not fit."""
+    columns = task.columns
+    found = Predictions.load(path) if path.suffix == ".npz" else read_csv(path, id_column, task)
     if found.values.shape[1] != len(columns):
         raise UserError(
             f"{shown(path)} has {found.values.shape[1]} columns for {len(columns)} classes; it needs one a class, in "
@@ -96,12 +98,12 @@ def read(path: Path, ids: np.ndarray, id_column: str, columns: list[str]) -> np.
         )
     if extra := sorted(set(found.ids.tolist()) - set(ids.tolist())):
         raise UserError(f"{shown(path)} has {len(extra)} ids that the competition's table has not: {some(extra)}")
-    return check_probabilities(path, found.align(ids, shown(path)))
+    return check_values(path, found.align(ids, shown(path)), task)
 
 
-def read_csv(path: Path, id_column: str, columns: list[str]) -> Predictions:
+def read_csv(path: Path, id_column: str, task: Task) -> Predictions:
     """A table with ids (``data.id``, else the first column) and one column a class, by name and in any order."""
-    frame = read_table(path)
+    frame, columns = read_table(path), task.columns
     key = id_column if id_column in frame.columns else str(frame.columns[0])
     odd = sorted(set(frame.columns.drop(key)) ^ set(columns))
     if odd:
@@ -110,18 +112,22 @@ def read_csv(path: Path, id_column: str, columns: list[str]) -> Predictions:
     values = frame[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
     if len(bad := frame[key][~np.isfinite(values).all(axis=1)]):
         raise UserError(f"{shown(path)} holds cells that are no finite number for ids {some(bad)}; fill them in")
-    return Predictions(frame[key].to_numpy(), values, "probability")
+    return Predictions(frame[key].to_numpy(), values, task.space)
 
 
-def check_probabilities(path: Path, found: Predictions) -> np.ndarray:
-    """The values if they are probabilities, scaled to sum one where they are off by a little."""
+def check_values(path: Path, found: Predictions, task: Task) -> np.ndarray:
+    """The values if they are of the task's form; probabilities scaled to sum one where they are off by a little."""
+    if found.space != task.space:
+        raise UserError(f"{shown(path)} holds values of the space {found.space!r}; give {task.space!r}")
+    if not task.form.bounded:
+        return found.values
     values, total = np.clip(found.values, 0, 1), found.values.sum(axis=1, dtype=np.float64)
     outside = (np.abs(values - found.values) > RANGE_SLACK).any(axis=1)
     off = np.abs(total - 1)
-    if found.space != "probability":
-        raise UserError(f"{shown(path)} holds values of the space {found.space!r}; give probabilities")
     if outside.any():
         raise UserError(f"{shown(path)} holds values outside 0…1 for ids {some(found.ids[outside])}")
+    if not task.form.simplex:
+        return values
     if (off > SUM_LIMIT).any():
         raise UserError(f"{shown(path)}: rows do not sum to one for ids {some(found.ids[off > SUM_LIMIT])}")
     if (off <= SUM_SILENT).all():

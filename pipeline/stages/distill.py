@@ -59,6 +59,8 @@ def find_teachers(config: Config, student: str) -> list[Run]:
     if config.distill.teacher:
         return [Run(config, name) for name in config.distill.teacher]
     runs = [r for r in predicted_runs(config) if r.name != student and not _learned_from(r, "train.soft")]
+    if config.distill.source != "oof":
+        runs = [r for r in runs if r.stored()]  # an adopted run, or neighbours, have no models to label rows with
     if config.distill.source == "pair":
         runs = [r for r in runs if not _learned_from(r, "train.labels")]
     if not runs:
@@ -66,9 +68,8 @@ def find_teachers(config: Config, student: str) -> list[Run]:
             "there is no predicted run to learn from; run stage=train and stage=predict, or distill.teacher=RUN"
         )
     task = task_for(config, runs[0].competition)
-    truth = task.targets(runs[0].competition.train["target"].to_numpy())
-    metric = evaluate.metric(config.metric)
-    scores = [metric(truth, teacher.oof().values) * (1 if metric.greater else -1) for teacher in runs]
+    truth, metric = runs[0].truth(task), evaluate.metric(config.metric, task)
+    scores = [metric.gain(truth, teacher.oof().values) for teacher in runs]
     return [runs[int(np.argmax(scores))]]
 
 
@@ -107,12 +108,12 @@ def _mean(taught: list[Predictions]) -> Predictions:
 
 def from_member(teacher: Run, task: Task, fold: int) -> Predictions:
     """The teacher's member k labels the rows it learned from: strict, but in-sample and so rather sure."""
-    return _by_member(teacher, task, (fold,), np.flatnonzero(teacher.folds != fold))
+    return _by_member(teacher, task, (fold,), np.flatnonzero(teacher.learned((fold,))))
 
 
 def from_oof(teacher: Run, task: Task, fold: int) -> Predictions:
     """The teacher's OOF: softer, but made by members that learned from fold k (a second-order leak)."""
-    oof, rows = teacher.oof(), np.flatnonzero(teacher.folds != fold)
+    oof, rows = teacher.oof(), np.flatnonzero(teacher.scored_folds != fold)
     return Predictions(oof.ids[rows], oof.values[rows], oof.space)
 
 

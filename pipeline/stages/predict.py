@@ -11,7 +11,6 @@ from pipeline import artefacts, evaluate
 from pipeline.artefacts import Predictions, shown
 from pipeline.config import Config, scoped
 from pipeline.console import Outcome, say, warn
-from pipeline.errors import UserError
 from pipeline.runs import Run
 from pipeline.tasks import Task, task_for
 
@@ -31,7 +30,7 @@ def run(config: Config) -> list[Outcome]:
 def predict(run: Run, task: Task, held_out: tuple[int, ...]) -> bool:
     """Predict with one member unless that is done; returns whether it was."""
     folder = run.member(held_out)
-    trained = _trained(run, folder, held_out)
+    trained = run.trained(held_out)
     print_ = artefacts.fingerprint(trained, scoped(run.config, "predict"), crossfit(run.config))
     outputs = [folder / "test.npz", *([folder / "oof.npz"] if held_out else [])]
     if artefacts.finished(folder / "predict.json", print_, *outputs):
@@ -70,35 +69,25 @@ def crossfit(config: Config) -> bool:
     return bool(config.train.labels) and config.pseudo.crossfit
 
 
-def _trained(run: Run, folder: Path, held_out: tuple[int, ...]) -> str:
-    print_ = artefacts.fingerprint(run.fingerprint(), held_out)
-    if not artefacts.finished(folder / "train.json", print_, folder / "best.ckpt"):
-        fold = ",".join(map(str, held_out)) or "full"
-        raise UserError(
-            f"{shown(folder)} is not trained to the end; run ./run.sh stage=train run={run.name} fold={fold} first"
-        )
-    return artefacts.file_digest(folder / "train.json") + print_
-
-
 def report(run: Run, task: Task, seconds: float, reused: bool) -> Outcome:
     """Say the OOF score, the gain of each view and scale, and whether test looks as sure as OOF."""
     if not run.predicted():
         note = "no CV" if run.asked() == [()] else "OOF is scored once all folds are predicted"
         return Outcome("predict", run.name, seconds=seconds, reused=reused, note=note)
-    metric = evaluate.metric(run.config.metric)
-    truth = task.targets(run.competition.train["target"].to_numpy())
-    oof = run.oof()
-    score = evaluate.score_folds(metric, truth, oof.values, run.folds)
+    metric = evaluate.metric(run.config.metric, task)
+    truth, oof = run.truth(task), run.oof()
+    score = evaluate.score_folds(metric, truth, oof.values, run.scored_folds)
     say(f"{shown(run.folder)}: {run.config.metric} {score}")
     if not reused:
-        _say_gains(run, metric, truth, oof)
-        _say_confidence(run, task, oof)
+        _say_gains(run, task, metric, truth, oof)
+        if not task.agreement:  # else values alone tell no confidence
+            _say_confidence(run, task, oof)
     views = len(run.config.views) * len(run.config.scales) > 1
     note = f"{'+'.join(run.config.views)} × {run.config.scales}" if views else ""
     return Outcome("predict", run.name, str(score), seconds=seconds, reused=reused, note=note)
 
 
-def _say_gains(run: Run, metric: evaluate.Metric, truth: np.ndarray, oof: Predictions) -> None:
+def _say_gains(run: Run, task: Task, metric: evaluate.Metric, truth: np.ndarray, oof: Predictions) -> None:
     """The OOF gain of every view and scale, each joined to the plain one, and of all together."""
     files = [run.member((fold,)) / "oof_views.npz" for fold in range(run.count)]
     if len(run.config.views) * len(run.config.scales) < 2 and not all(f.exists() for f in files):
@@ -117,7 +106,7 @@ def _say_gains(run: Run, metric: evaluate.Metric, truth: np.ndarray, oof: Predic
     plain = values[0]
     say(f"  gain in OOF {run.config.metric} over {labels[0]} alone (paired, ± 1 se):")
     for label, own in zip(labels[1:], values[1:], strict=True):
-        gain, error = evaluate.paired_gain(metric, truth, plain, merge(np.stack([plain, own]), True))
+        gain, error = evaluate.paired_gain(metric, truth, plain, merge(np.stack([plain, own]), task.form))
         say(f"    + {label:<24} {gain:+.4f} ± {error:.4f}")
     gain, error = evaluate.paired_gain(metric, truth, plain, oof.values)
     verdict = "keep them" if gain > error else "no gain beyond noise: views=identity scales=1 is as good and faster"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pandas as pd
 
 from pipeline import artefacts, evaluate
@@ -13,7 +14,9 @@ from pipeline.console import Outcome, say, warn
 from pipeline.errors import UserError
 from pipeline.runs import Run, test_parts
 from pipeline.stages import predict, train
-from pipeline.tasks import task_for
+from pipeline.tasks import Task, task_for
+
+SHIFTS = ("identity()", "shift(x=2,y=0)", "shift(x=-2,y=0)", "shift(x=0,y=2)", "shift(x=0,y=-2)")
 
 
 def run(config: Config) -> list[Outcome]:
@@ -84,21 +87,40 @@ def make_labels(teacher: Run, threshold: float) -> pd.DataFrame:
     frames = []
     for fold in range(teacher.count):
         own = artefacts.Predictions.load(teacher.need((fold,), "test.npz")).align(ids)
-        rows, _ = task.confident(own.values, threshold, config.pseudo.cap)
+        agreement = agreement_of(teacher, task, fold) if task.agreement else None
+        rows, _ = task.confident(own.values, threshold, config.pseudo.cap, agreement)
         if config.pseudo.crossfit:  # its own part of the test rows stays unseen, so that it can predict it
             rows = rows[parts[rows] != fold]
-        labels = task.pseudo_labels(own.values[rows], config.data.target, config.pseudo.soft)
+        labels = task.pseudo_labels(own.values[rows], config.pseudo.soft)
         frame = pd.DataFrame({"id": ids[rows], **labels, "weight": config.pseudo.weight, "for_fold": fold})
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
 
+def agreement_of(teacher: Run, task: Task, fold: int) -> np.ndarray:
+    """(N,) in 0…1: how much a member's own views of each test row agree; 1 is the same number under all.
+
+    One minus the views' deviation in units of the target's, of the row's worst column. Small shifts stand in where the
+    run has one view. Other members are not asked: they have seen the labels of this member's fold (law 1).
+    """
+    from pipeline.hardware import Hardware
+    from pipeline.prediction import Member
+
+    if not teacher.stored():
+        raise UserError(f"{teacher.name} has no models whose views could agree, since it was adopted; name another run")
+    views = list(dict.fromkeys([*teacher.config.views, *SHIFTS]))
+    machine = Hardware(**teacher.stored()["hardware"])
+    config = replace(teacher.config, views=views)
+    member = Member(teacher.member((fold,)), config, teacher.competition, task, machine)
+    spread = member.test_rows().std(axis=0) / np.asarray(member.state["spread"])
+    return (1 - spread.max(axis=1)).clip(0, 1)
+
+
 def compare(teacher: Run, student: Run) -> tuple[float, float]:
     """The student's OOF gain over its teacher and its paired standard error."""
     task = task_for(teacher.config, teacher.competition)
-    truth = task.targets(teacher.competition.train["target"].to_numpy())
-    metric = evaluate.metric(teacher.config.metric)
-    return evaluate.paired_gain(metric, truth, teacher.oof().values, student.oof().values)
+    metric = evaluate.metric(teacher.config.metric, task)
+    return evaluate.paired_gain(metric, teacher.truth(task), teacher.oof().values, student.oof().values)
 
 
 def _counts(frame: pd.DataFrame, folds: int) -> str:

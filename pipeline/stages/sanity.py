@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 from pipeline import artefacts
-from pipeline.competition import ensure_folds, load
+from pipeline.competition import load
 from pipeline.config import Config, scoped
 from pipeline.console import Outcome, say
 from pipeline.errors import UserError
+from pipeline.folds import ensure_folds
 from pipeline.runs import Run
 
 

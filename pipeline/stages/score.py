@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline import artefacts, evaluate, submission
+from pipeline import artefacts, evaluate, registry, submission
 from pipeline.artefacts import shown
 from pipeline.competition import Competition, load
 from pipeline.config import Config, root
@@ -42,7 +42,7 @@ def run(config: Config) -> list[Outcome]:
     key = {
         "submission_digest": artefacts.file_digest(path),
         "solution_digest": artefacts.file_digest(solution),
-        "metric": evaluate.metric(config.metric).name,
+        "metric": str(registry.parse(config.metric)),
     }
     before = [look for look in looks if all(look[name] == value for name, value in key.items())]
     if before and not alone:
@@ -84,7 +84,7 @@ def _score(config: Config, competition: Competition, path: Path, solution: Path)
         truth = task.truth(answers, sample)
     except UserError as fault:
         raise UserError(f"{shown(solution)}: {fault}") from fault
-    metric = evaluate.metric(config.metric)
+    metric = evaluate.metric(config.metric, task)
     rows = {"all": np.ones(len(truth), dtype=bool), "public": usage == "public", "private": usage == "private"}
     return {part: metric(truth[chosen], values[chosen]) for part, chosen in rows.items() if chosen.any()}
 

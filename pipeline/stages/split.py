@@ -7,9 +7,11 @@ import time
 import numpy as np
 
 from pipeline.artefacts import folds_file, shown
-from pipeline.competition import ensure_folds, load
+from pipeline.competition import load
 from pipeline.config import Config
 from pipeline.console import Outcome, say
+from pipeline.folds import NEVER, ensure_folds
+from pipeline.tasks import task_for
 
 
 def run(config: Config) -> list[Outcome]:
@@ -22,15 +24,19 @@ def run(config: Config) -> list[Outcome]:
     reused = path.read_bytes() == before
     if reused:
         say(f"{shown(path)}: stands as asked for, nothing to do")
-    say(_table(folds, competition.train["target"].to_numpy()))
+    say(_table(folds, task_for(config, competition).strata(competition.targets)))
     facts = {"folds": int(folds.max()) + 1, "rows": len(folds)}
     note = f"{facts['folds']} folds of {facts['rows']} rows"
     return [Outcome("split", seconds=time.perf_counter() - began, note=note, reused=reused, facts=facts)]
 
 
-def _table(folds: np.ndarray, target: np.ndarray) -> str:
-    lines = ["fold   rows  classes"]
+def _table(folds: np.ndarray, strata: np.ndarray) -> str:
+    """A line a fold: its rows, and the classes in it or the mean of its numbers."""
+    numbers = strata.dtype.kind == "f"
+    lines = [f"fold   rows  {'mean' if numbers else 'classes':>7}"]
     for fold in np.unique(folds):
-        inside = target[folds == fold]
-        lines.append(f"{fold:>4}  {len(inside):>5}  {len(set(inside)):>7}")
+        inside = strata[folds == fold]
+        seen = (inside.sum(axis=0) > 0).sum() if inside.ndim == 2 else len(set(inside.tolist()))
+        name = "all" if fold == NEVER else fold  # every member learns from these rows
+        lines.append(f"{name:>4}  {len(inside):>5}  {f'{inside.mean():.4g}' if numbers else seen:>7}")
     return "\n".join(lines)

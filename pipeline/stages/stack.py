@@ -3,8 +3,9 @@
 Every method is fitted on the OOF rows of all folds but one and predicts that one; the pooled predictions give its
 nested score. Chosen is the simplest method within one paired standard error of the best nested score. Choosing among
 scores and then reporting one of them is slightly optimistic; the rule keeps that small, since complexity must be
-earned. The chosen one is fitted again on all OOF rows, applied to each member's test predictions, and averaged over
-the folds.
+earned. In the same way a decision (thresholds, class weights, cut points, a temperature) is fitted on the chosen
+method's nested values of all folds but one, and kept if it gains more than one paired standard error. Method and
+decision are fitted again on all rows, applied to each member's test predictions, and averaged over the folds.
 
 A second-order leak stays: the OOF predictions of other folds come from members that trained on the held-out fold.
 """
@@ -19,46 +20,22 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artefacts, console, evaluate, registry
+from pipeline import artefacts, console, evaluate, features, nested, registry, tasks
 from pipeline.artefacts import Predictions, shown
-from pipeline.competition import load, read_folds
+from pipeline.competition import Competition, load
 from pipeline.config import Config, replace
 from pipeline.console import Outcome
 from pipeline.errors import UserError
+from pipeline.features import Features
+from pipeline.folds import read_folds
+from pipeline.forms import FORMS
+from pipeline.nested import Candidate, Table
 from pipeline.runs import Run
 from pipeline.stages import submit
-from pipeline.tasks import task_for
+from pipeline.tasks import Task, task_for
 
 FOLDER = "level2"  # stands among the runs, and is none
-
-
-@dataclass(frozen=True)
-class Table:
-    """What a level 2 learns from: OOF values (N, M, C) float32, truth (N,) int64 and folds (N,) int64 of its rows."""
-
-    members: list[str]
-    values: np.ndarray
-    truth: np.ndarray
-    folds: np.ndarray
-    metric: evaluate.Metric
-
-    @property
-    def best(self) -> int:
-        """The index of the run with the best OOF score; the first of equals."""
-        gains = [self.metric.gain(self.truth, self.values[:, member]) for member in range(len(self.members))]
-        return int(np.argmax(gains))
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A level-2 method with its nested predictions (N, C), their score, and its paired gain over the best run."""
-
-    call: str
-    order: int
-    values: np.ndarray
-    score: evaluate.Score
-    gain: float
-    gain_se: float
+OUTPUTS = ("level2.json", "stacker.npz", "decision.npz", "nested.npz", "test.npz")
 
 
 def run(config: Config) -> list[Outcome]:
@@ -66,39 +43,80 @@ def run(config: Config) -> list[Outcome]:
     started = time.perf_counter()
     name = artefacts.safe_name(config.stack.name, "stack.name")
     methods(config, 0)  # wrong names fail before any data is read
+    nested.check_decisions(config.stack.decisions)
     competition = load(config)
     folds, task = read_folds(config, competition), task_for(config, competition)
     members = find_members(config, int(folds.max()) + 1)
-    calls = methods(config, len(folds) * len(members) * len(task.columns) ** 2)
+    calls = methods(config, int((folds >= 0).sum()) * len(members) * len(task.columns) ** 2)
+    calls, side = with_features(config, competition, calls)
     folder = artefacts.runs_folder(config) / FOLDER / name
-    outputs = [folder / file for file in ("level2.json", "stacker.npz", "nested.npz", "test.npz")]
-    print_ = fingerprint(config, competition.fingerprint, folds, members, calls)
-    if known := artefacts.finished(folder / "stack.json", print_, *outputs):
+    print_ = fingerprint(config, competition.fingerprint, folds, members, calls, side)
+    if known := artefacts.finished(folder / "stack.json", print_, *(folder / file for file in OUTPUTS)):
         submit.run(replace(config, source=name))
         return [Outcome("stack", name, nested=known["nested"], note=known["note"], reused=True, facts=known["facts"])]
 
-    oof = np.stack([read(member.name, [member.oof()], task.columns)[0] for member in members], axis=1)
-    test = np.stack([read(member.name, member.tests(), task.columns) for member in members], axis=2)
-    truth = task.targets(competition.train["target"].to_numpy())
-    table = Table([member.name for member in members], oof, truth, folds, evaluate.metric(config.metric))
-    candidates = [score_method(call, table) for call in calls]
-    chosen, reason = choose(config.stack.choose, candidates, table)
-    show(table, candidates, chosen, reason)
-    stacker = registry.build("level2", chosen.call)().fit(oof, truth, table.metric)
-    answer = np.stack([stacker.predict(values) for values in test]).mean(axis=0, dtype=np.float64)
-
+    made = build(config, read_table(config, members, task, side), calls)
+    show(made, members[0])
     (folder / "stack.json").unlink(missing_ok=True)  # never beside outputs that it does not describe
-    made_by = {"level2": chosen.call, "members": table.members, "commit": artefacts.commit()}
-    write_state(folder / "stacker.npz", stacker.state())
-    Predictions(competition.train["id"].to_numpy(), chosen.values, task.space, made_by).save(folder / "nested.npz")
-    Predictions(competition.test["id"].to_numpy(), answer, task.space, made_by).save(folder / "test.npz")
-    artefacts.write_json(folder / "level2.json", describe(table, candidates, chosen, reason, stacker, task.columns))
-    facts = {"method": chosen.call, "nested": chosen.score.value, "nested_se": chosen.score.se, "gain": chosen.gain}
-    note = f"{chosen.call} over {', '.join(table.members)}"
+    write(folder, made, members, task, side)
+    score, note = str(made.decided.score), f"{made.name} over {', '.join(made.table.members)}"
+    found = {"method": made.chosen.call, "decision": made.decision and made.decided.call, "gain": made.chosen.gain}
+    found |= {"nested": made.decided.score.value, "nested_se": made.decided.score.se}
     seconds = time.perf_counter() - started
-    artefacts.finish(folder / "stack.json", print_, nested=str(chosen.score), note=note, seconds=seconds, facts=facts)
+    artefacts.finish(folder / "stack.json", print_, nested=score, note=note, seconds=seconds, facts=found)
     submit.run(replace(config, source=name))
-    return [Outcome("stack", name, nested=str(chosen.score), note=note, seconds=seconds, facts=facts)]
+    return [Outcome("stack", name, nested=score, note=note, seconds=seconds, facts=found)]
+
+
+@dataclass(frozen=True)
+class Level2:
+    """A chosen and fitted level 2: the methods and decisions that were tried, those taken, and why."""
+
+    table: Table
+    candidates: list[Candidate]
+    chosen: Candidate
+    reason: str
+    tried: list[Candidate]
+    decided: Candidate
+    stacker: Any
+    decision: Any  # None: the task's own
+
+    @property
+    def name(self) -> str:
+        """Method and decision, as the tables show them."""
+        return f"{self.chosen.call} + {self.decided.call}" if self.decision else self.chosen.call
+
+
+def build(config: Config, table: Table, calls: list[str]) -> Level2:
+    """Score the methods, choose one, score the decisions on its nested values, choose one; fit both on all rows."""
+    changes = nested.decisions(config.stack.decisions, table.values[:, table.best], table)  # fails before the long work
+    candidates = [nested.score_method(call, table) for call in calls]
+    chosen, reason = choose(config.stack.choose, candidates, table)
+    tried = nested.score_decisions(changes, chosen.values, table)
+    decided = nested.choose(tried, table)[0]
+    decision = None if decided is tried[0] else nested.fit_decision(decided.call, chosen.values, table)
+    return Level2(table, candidates, chosen, reason, tried, decided, table.fit(chosen.call), decision)
+
+
+def read_table(config: Config, members: list[Run], task: Task, side: Features | None) -> Table:
+    """The OOF values of the members with the truth of their rows, dealt for nested cross-validation."""
+    first = members[0]
+    oof = np.stack([read(member.name, [member.oof()], task.columns)[0] for member in members], axis=1)
+    return Table(
+        [member.name for member in members],
+        oof,
+        first.truth(task),
+        nested.parts(first.scored_folds, config.folds.seed),
+        evaluate.metric(config.metric, task),
+        None if side is None else side.train[first.scored],
+    )
+
+
+def answers(members: list[Run], task: Task, made: Level2, side: Features | None) -> np.ndarray:
+    """(M, C) float64, what is submitted: each fold's members stacked and decided alone, then averaged."""
+    test = np.stack([read(member.name, member.tests(), task.columns) for member in members], axis=2)
+    values = [made.stacker.predict(fold, None if side is None else side.test) for fold in test]
+    return np.stack([made.decision.apply(v) if made.decision else v for v in values]).mean(axis=0, dtype=np.float64)
 
 
 # --- what is stacked ----------------------------------------------------------------------------------------------
@@ -107,23 +125,66 @@ def run(config: Config) -> list[Outcome]:
 def methods(config: Config, work: float) -> list[str]:
     """The level-2 methods to try, as checked call-strings.
 
-    work: N·M·C² of the table; ``all`` leaves out what is not installed and what such a table would keep busy for long.
+    work: N·M·C² of the table; ``all`` leaves out what does not take the task's form, what is not installed and what
+    such a table would keep busy for long, and tries what can read side features with and without them.
     """
-    calls = []
+    form, calls = tasks.facts(config.task)["form"], []
     simplest_first = sorted(registry.parts("level2").values(), key=lambda part: part.facts["order"])
     for text in config.stack.methods:
-        if text == "all":
-            calls += [f"{part.name}()" for part in simplest_first if _feasible(part.facts, work)]
-        else:
-            calls.append(str(registry.bind("level2", text)[1]))
+        if text != "all":
+            calls.append(_named(config, text, form, "stack.methods"))
+            continue
+        feasible = [part for part in simplest_first if _feasible(part.facts, form, work)]
+        calls += [f"{part.name}()" for part in feasible]
+        calls += [f"{part.name}(features=True)" for part in feasible if config.stack.features and _reads(part.name)]
     if config.stack.choose != "auto":
-        calls.append(str(registry.bind("level2", config.stack.choose)[1]))
+        calls.append(_named(config, config.stack.choose, form, "stack.choose"))
     return list(dict.fromkeys(calls))
 
 
-def _feasible(facts: dict[str, Any], work: float) -> bool:
+def _named(config: Config, text: str, form: str, key: str) -> str:
+    part, call = registry.bind("level2", text)
+    if form not in part.facts.get("takes", FORMS):
+        fits = [name for name, other in registry.parts("level2").items() if form in other.facts.get("takes", FORMS)]
+        raise UserError(f"{key}={text}, but task={config.task} has {form}; methods that take them: {', '.join(fits)}")
+    if reads_features(text) and not config.stack.features:
+        raise UserError(
+            f"{key}={text} reads side features, but stack.features=false; set it to true, or leave them out"
+        )
+    return str(call)
+
+
+def _feasible(facts: dict[str, Any], form: str, work: float) -> bool:
     installed = "needs" not in facts or importlib.util.find_spec(facts["needs"]) is not None
-    return installed and work <= facts.get("most_work", float("inf"))
+    return form in facts.get("takes", FORMS) and installed and work <= facts.get("most_work", float("inf"))
+
+
+def _reads(name: str) -> bool:
+    return "features" in registry.find("level2", name).arguments
+
+
+def reads_features(call: str) -> bool:
+    """Whether a method of that call-string reads side features."""
+    part, known = registry.bind("level2", call)
+    return bool({**part.arguments, **known.arguments}.get("features"))
+
+
+def with_features(config: Config, competition: Competition, calls: list[str]) -> tuple[list[str], Features | None]:
+    """The methods that can be tried, and the side features if any of them reads such; None if there are none.
+
+    Raises UserError where a named method reads side features and there are none.
+    """
+    reading = [call for call in calls if reads_features(call)]
+    side = features.table(config, competition) if reading else None
+    if side is None or side.names:
+        return calls, side
+    for text in [*config.stack.methods, config.stack.choose]:
+        if text not in ("all", "auto") and reads_features(text):
+            raise UserError(
+                f"{text} reads side features, but there are none that vary: data.features and data.tables give none, "
+                "and all images are alike in size and colour; leave it out, or name columns in data.features"
+            )
+    return [call for call in calls if call not in reading], None
 
 
 def find_members(config: Config, count: int) -> list[Run]:
@@ -171,7 +232,9 @@ def why_not(run: Run, count: int) -> str:
     return f"{missing[0].parent.name}/{missing[0].name} is missing" if missing else ""
 
 
-def fingerprint(config: Config, data: str, folds: np.ndarray, members: list[Run], calls: list[str]) -> str:
+def fingerprint(
+    config: Config, data: str, folds: np.ndarray, members: list[Run], calls: list[str], side: Features | None
+) -> str:
     """Changes with anything that the result depends on; data is the competition's fingerprint."""
     digests = {
         run.name: [
@@ -181,113 +244,118 @@ def fingerprint(config: Config, data: str, folds: np.ndarray, members: list[Run]
         ]
         for run in members
     }
-    settings = [config.task, config.metric, config.stack.choose, calls]
-    return artefacts.fingerprint("stack", data, folds.tolist(), settings, list(digests), digests)
+    settings = [config.task, config.metric, config.stack.choose, config.stack.decisions, calls, config.folds.seed]
+    print_ = None if side is None else side.fingerprint
+    return artefacts.fingerprint("stack", data, folds.tolist(), settings, list(digests), digests, print_)
 
 
 def read(name: str, members: list[Predictions], columns: list[str]) -> np.ndarray:
-    """(K, N, C) float32: the values of a run's K predictions, which must have the competition's classes."""
+    """(K, N, C) float32: the values of a run's K predictions, which must have the task's columns."""
     for member in members:
         if member.values.shape[1] != len(columns):
             raise UserError(
-                f"the run {name} predicts {member.values.shape[1]} columns, but the competition has {len(columns)} "
-                f"classes; train and predict it again, or leave it out: stack.members=…"
+                f"the run {name} predicts {member.values.shape[1]} columns, but the task has {len(columns)}; train and "
+                f"predict it again, or leave it out: stack.members=…"
             )
     return np.stack([member.values for member in members])
 
 
-# --- nested cross-validation and choice ---------------------------------------------------------------------------
-
-
-def score_method(call: str, table: Table) -> Candidate:
-    """A method's nested predictions, their score and its paired gain over the best single run."""
-    values = nested_values(call, table)
-    score = evaluate.score_folds(table.metric, table.truth, values, table.folds, "nested")
-    gain, gain_se = evaluate.paired_gain(table.metric, table.truth, table.values[:, table.best], values)
-    return Candidate(call, registry.facts("level2", call)["order"], values, score, gain, gain_se)
-
-
-def nested_values(call: str, table: Table) -> np.ndarray:
-    """(N, C) float32: each fold's rows as predicted by the method fitted on the other folds' OOF rows."""
-    nested = np.empty_like(table.values[:, 0])
-    for fold in np.unique(table.folds):
-        held_out = table.folds == fold
-        stacker = registry.build("level2", call)()
-        stacker.fit(table.values[~held_out], table.truth[~held_out], table.metric)
-        nested[held_out] = stacker.predict(table.values[held_out])
-    return nested
-
-
 def choose(name: str, candidates: list[Candidate], table: Table) -> tuple[Candidate, str]:
     """The method by name, or for auto the simplest within one paired standard error of the best; and why."""
-    if name != "auto":
-        call = str(registry.bind("level2", name)[1])
-        return next(c for c in candidates if c.call == call), f"as stack.choose={name} asks"
-    gains = {c.call: table.metric.gain(table.truth, c.values) for c in candidates}
-    simplest_first = sorted(candidates, key=lambda c: (c.order, -gains[c.call]))
-    best = max(simplest_first, key=lambda c: gains[c.call])
-    for candidate in simplest_first:
-        lost, se = evaluate.paired_gain(table.metric, table.truth, candidate.values, best.values)
-        if candidate is not best and lost <= se * (1 + 1e-9):  # equal but for rounding is not beyond
-            return candidate, f"the simplest within one paired standard error of {best.call}, the best nested score"
-        if candidate is best:
-            break
-    return best, "the best nested score, and nothing simpler is within one paired standard error of it"
+    if name == "auto":
+        return nested.choose(candidates, table)
+    call = str(registry.bind("level2", name)[1])
+    return next(c for c in candidates if c.call == call), f"as stack.choose={name} asks"
 
 
 # --- what is written and shown ------------------------------------------------------------------------------------
 
 
+def write(folder: Path, made: Level2, members: list[Run], task: Task, side: Features | None) -> None:
+    """The fitted level 2, its nested and its test predictions, and ``level2.json``."""
+    made_by = {"level2": made.name, "members": made.table.members, "commit": artefacts.commit()}
+    write_state(folder / "stacker.npz", made.stacker.state())
+    write_state(folder / "decision.npz", made.decision.state() if made.decision else {})
+    competition, answer = members[0].competition, answers(members, task, made, side)
+    ids = competition.train["id"].to_numpy()[members[0].scored]
+    Predictions(ids, made.decided.values, task.space, made_by).save(folder / "nested.npz")
+    Predictions(competition.test["id"].to_numpy(), answer, task.space, made_by).save(folder / "test.npz")
+    artefacts.write_json(folder / "level2.json", describe(made, side))
+
+
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a stacker's arrays and texts as npz, without pickles."""
+    """Write the arrays and texts of a stacker or decision as npz, without pickles."""
     with artefacts.atomic(path) as handle:
         np.savez_compressed(handle, **state)
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """What ``write_state`` wrote: arrays, and texts as texts."""
+    with np.load(path, allow_pickle=False) as content:
+        return {key: str(content[key]) if content[key].dtype.kind == "U" else content[key] for key in content}
+
+
 def read_stacker(folder: Path) -> Any:
     """The fitted stacker of a level-2 folder, ready to predict."""
+    state = read_state(folder / "stacker.npz")
     call = artefacts.read_json(folder / "level2.json")["method"]
-    with np.load(folder / "stacker.npz", allow_pickle=False) as content:
-        state = {key: str(content[key]) if content[key].dtype.kind == "U" else content[key] for key in content}
-    return registry.build("level2", call)().load_state(state)
+    return registry.build("level2", call)(FORMS[state["form"]]).load_state(state)
 
 
-def describe(
-    table: Table, candidates: list[Candidate], chosen: Candidate, reason: str, stacker: Any, columns: list[str]
-) -> dict[str, Any]:
-    """What ``level2.json`` holds."""
-    weights = stacker.state().get("weights")
+def read_decision(folder: Path) -> Any:
+    """The fitted decision of a level-2 folder, ready to apply, or None where the task's own was kept."""
+    call = artefacts.read_json(folder / "level2.json")["decision"]
+    if call is None:
+        return None
+    state = read_state(folder / "decision.npz")
+    return registry.build("decisions", call)(FORMS[state["form"]]).load_state(state)
+
+
+def describe(made: Level2, side: Features | None) -> dict[str, Any]:
+    """What ``level2.json`` holds; decision: null for the task's own; score: of what is submitted, nested."""
+    table, columns = made.table, list(made.table.metric.task.columns)
+    weights = made.stacker.state().get("weights")
     return {
-        "method": chosen.call,
-        "reason": reason,
+        "method": made.chosen.call,
+        "reason": made.reason,
+        "decision": made.decided.call if made.decision else None,
+        "parameters": made.decision.readable(columns) if made.decision else None,
+        "score": made.decided.facts(),
         "metric": table.metric.name,
         "members": table.members,
-        "columns": list(columns),
+        "columns": columns,
         "weights": None if weights is None else dict(zip(table.members, weights.tolist(), strict=True)),
-        "nested": [
-            {
-                "method": c.call, "order": c.order, "score": c.score.value, "se": c.score.se, "folds": c.score.folds,
-                "gain": c.gain, "gain_se": c.gain_se,
-            }
-            for c in candidates
-        ],
+        "features": side.names if side is not None and reads_features(made.chosen.call) else None,
+        "nested": [{"method": c.call, **c.facts()} for c in made.candidates],
+        "decisions": [{"decision": c.call, **c.facts()} for c in made.tried],
         "leak": "second order: level 2 is fitted on OOF predictions",
-    }  # fmt: skip
+    }
 
 
-def show(table: Table, candidates: list[Candidate], chosen: Candidate, reason: str) -> None:
-    """Print the runs, every candidate with its paired gain over the best run, and the choice."""
-    width = max(len(text) for text in [*table.members, *(c.call for c in candidates)])
+def show(made: Level2, member: Run) -> None:
+    """Print the runs, every method with its paired gain over the best run, the choice, and then the decisions."""
+    table, calls = made.table, [c.call for c in (*made.candidates, *made.tried)]
+    width = max(len(text) for text in [*table.members, *calls])
     console.say(f"stack: {table.metric.name} on {len(table.truth)} rows; runs, each row by one member")
     for index, name in enumerate(table.members):
-        score = evaluate.score_folds(table.metric, table.truth, table.values[:, index], table.folds)
+        score = evaluate.score_folds(table.metric, table.truth, table.values[:, index], member.scored_folds)
         console.say(f"    {name:<{width}}  {score}")
-    console.say(f"  level 2, nested CV on the same folds; paired gain over {table.members[table.best]}")
-    for c in candidates:
-        mark = "→" if c is chosen else " "
-        console.say(f"  {mark} {c.call:<{width}}  {c.score}  {c.gain:+.4f} ± {c.gain_se:.4f}")
-    console.say(f"  chosen: {chosen.call}, {reason}")
+    dealt = "the same folds" if member.count > 1 else f"{len(np.unique(table.folds))} random parts of the only fold"
+    console.say(f"  level 2, nested CV on {dealt}; paired gain over {table.members[table.best]}")
+    show_candidates(made.candidates, made.chosen, width)
+    console.say(f"  chosen: {made.chosen.call}, {made.reason}")
+    if made.tried[1:]:
+        console.say(f"  decisions on {made.chosen.call}, nested in the same way; paired gain over the default")
+        show_candidates(made.tried, made.decided, width)
+        kept = "kept: default decision, since no other gains more than one paired standard error"
+        console.say(f"  {f'applied: {made.decided.call}' if made.decision else kept}")
     console.say(
-        f"  each score is of one member a row; test predictions average {len(np.unique(table.folds))} members\n"
+        f"  each score is of one member a row; test predictions average {member.count} members\n"
         "  second-order leak: level 2 is fitted on OOF, whose members saw the held-out fold's labels"
     )
+
+
+def show_candidates(candidates: list[Candidate], taken: Candidate, width: int) -> None:
+    """A line for each candidate, the one taken with an arrow."""
+    for c in candidates:
+        console.say(f"  {'→' if c is taken else ' '} {c.call:<{width}}  {c.score}  {c.gain:+.4f} ± {c.gain_se:.4f}")

@@ -78,9 +78,10 @@ def _from_level2(config: Config, competition: Competition, task: Task, name: str
     made = artefacts.read_json(folder / "level2.json")
     predictions = Predictions.load(folder / "test.npz")
     frame = _rows(competition, task, predictions)
-    chosen = next(candidate for candidate in made["nested"] if candidate["method"] == made["method"])
-    nested = str(evaluate.Score(chosen["score"], chosen["se"], "nested", chosen["folds"]))
-    facts = {"source": f"level2/{name}", **{key: made[key] for key in ("method", "members", "leak")}, "nested": chosen}
+    reached = made["score"]
+    nested = str(evaluate.Score(reached["score"], reached["se"], "nested", reached["folds"]))
+    known = {key: made[key] for key in ("method", "decision", "members", "leak")}
+    facts = {"source": f"level2/{name}", **known, "nested": reached}
     return Answer(name, frame, nested=nested, facts=facts)
 
 
@@ -94,8 +95,8 @@ def _from_run(config: Config, competition: Competition, task: Task, name: str) -
         return Answer(name, _rows(competition, task, full), "no CV", facts=none)
     tests = run.tests()
     mean = np.stack([member.values for member in tests]).mean(axis=0, dtype=np.float64)
-    truth = task.targets(competition.train["target"].to_numpy())
-    score = evaluate.score_folds(evaluate.metric(config.metric), truth, run.oof().values, run.folds)
+    metric = evaluate.metric(config.metric, task)
+    score = evaluate.score_folds(metric, run.truth(task), run.oof().values, run.scored_folds)
     facts: dict[str, Any] = {
         "source": name,
         "members": [f"{name}/fold{fold}" for fold in range(run.count)],
@@ -108,8 +109,8 @@ def _from_run(config: Config, competition: Competition, task: Task, name: str) -
 def _rows(competition: Competition, task: Task, predictions: Predictions) -> pd.DataFrame:
     if predictions.values.shape[1] != len(task.columns):
         raise UserError(
-            f"the predictions have {predictions.values.shape[1]} columns, but the competition has "
-            f"{len(task.columns)} classes; the training table has changed: train and predict again"
+            f"the predictions have {predictions.values.shape[1]} columns, but the task has "
+            f"{len(task.columns)}; the training table has changed: train and predict again"
         )
     return task.submission(predictions.ids, predictions.values, competition.sample)
 
@@ -129,7 +130,8 @@ def _blend(config: Config, competition: Competition, task: Task) -> Answer:
     frames = [submission.read(path, competition.sample, allowed) for path in paths]
     members = {shown(path): artefacts.file_digest(path) for path in paths}
     facts = {"source": "blend", "members": members, "cv": None, "note": "not CV"}
-    return Answer("blend", blend(frames, set(allowed)), "not CV", facts=facts)
+    names = {column for column, cells in allowed.items() if cells.text}
+    return Answer("blend", blend(frames, names), "not CV", facts=facts)
 
 
 def blend(frames: list[pd.DataFrame], names: set[str]) -> pd.DataFrame:

@@ -9,10 +9,11 @@ import numpy as np
 
 from pipeline import artefacts, evaluate
 from pipeline.artefacts import shown
-from pipeline.competition import ensure_folds, load
+from pipeline.competition import load
 from pipeline.config import Config
 from pipeline.console import Outcome, say
 from pipeline.errors import UserError
+from pipeline.folds import ensure_folds
 from pipeline.runs import Run
 
 OWN_FOLD = "selected on its own fold"
@@ -64,7 +65,7 @@ def choose_common_epoch(run: Run) -> None:
     records = [artefacts.read_json(member / "train.json") for member in members]
     shortest = min(len(facts["scores"]) for facts in records)  # with train.patience some folds stop earlier
     scores = np.array([facts["scores"][:shortest] for facts in records])
-    better = 1 if evaluate.metric(run.config.metric).greater else -1
+    better = evaluate.direction(run.config.metric)
     epoch = int((better * scores.mean(axis=0)).argmax()) + 1
     for member, facts in zip(members, records, strict=True):
         chosen = epoch_weights(member, epoch)

@@ -1,15 +1,16 @@
-"""All that differs between tasks, behind one small protocol; ``task: NAME`` in a config is ``tasks/NAME.py``.
+"""All that differs between tasks, behind one small protocol; ``task: NAME`` in a config is a part of this folder.
 
-Each module has ``build(config, competition) -> Task``. Nothing outside this folder asks which task it is.
+Form: ``f(config, competition, *, …) -> Task``. Facts: ``form`` of truth and values and ``learns``, the form of what the
+network is trained on (see ``pipeline/forms.py``); ``loss``, ``metric``, ``split`` and ``group_split``, the defaults,
+in which ``{argument}`` stands for the task's own argument. Nothing outside this folder asks which task it is.
 """
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.errors import UserError, nearest
+from pipeline import registry
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,74 +18,120 @@ if TYPE_CHECKING:
 
     from pipeline.competition import Competition
     from pipeline.config import Config
+    from pipeline.forms import Form
+    from pipeline.tasks.answers import Cells
 
 
 class Task(Protocol):
     """What training, prediction and submission must know of a task.
 
-    columns: the names of the C columns of ``values``. space: what values are, such as "probability". simplex: does a
-    row of values sum to one? outputs: numbers the head gives for an image. default_metric: a call-string.
+    columns: the names of the C columns of ``values``. space: what values are, such as "probability". form: of truth
+    and values. learns: the form of what the network learns, outputs of them. grades: (C,) the numbers that the classes
+    stand for, or None. agreement: confidence comes from the agreement of views, since values alone tell none.
     """
 
     columns: list[str]
     space: str
-    simplex: bool
+    form: Form
+    learns: Form
     outputs: int
-    default_metric: str
+    grades: np.ndarray | None
+    agreement: bool
 
-    def strata(self, raw: np.ndarray) -> np.ndarray:
-        """raw (N,) text of the target column → (N,) text that a stratified split balances."""
+    def strata(self, raw: pd.DataFrame) -> np.ndarray:
+        """raw: (N, T) text of the target columns → what a split balances: (N,) text, (N, C) 0/1 or (N, T) float64."""
 
-    def targets(self, raw: np.ndarray) -> np.ndarray:
-        """raw (N,) text of the target column → (N,) int64 truth; UserError names what is unknown."""
+    def targets(self, raw: pd.DataFrame) -> np.ndarray:
+        """raw: (N, T) text of the target columns → truth of the task's form; UserError names what is unknown."""
+
+    def taught(self, raw: pd.DataFrame) -> np.ndarray:
+        """raw → what training rows teach: the truth, or softer (N, C) values where the table holds shares."""
 
     def soft(self, targets: np.ndarray) -> np.ndarray:
-        """targets (N,) int64, or already soft (N, C) → (N, C) float32."""
+        """Truth, or already values (N, C) → (N, C) float32 values that say it with certainty."""
 
-    def activate(self, outputs: Any) -> Any:
+    def fit(self, taught: np.ndarray) -> dict[str, Any]:
+        """What a member takes from its own training rows alone, such as their mean; plain, kept in its checkpoint."""
+
+    def encode(self, taught: np.ndarray, state: dict[str, Any]) -> np.ndarray:
+        """Truth or values → training targets of the form ``learns``: (N,) int64 or (N, outputs) float32."""
+
+    def activate(self, outputs: Any, state: dict[str, Any]) -> Any:
         """outputs (B, outputs) tensor in any float format → (B, C) float32 tensor of values."""
 
-    def confident(self, values: np.ndarray, threshold: float, cap: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """values (N, C) → the (n,) int64 rows, ascending, that may become pseudo-labels and their (n,) confidence."""
+    def confident(
+        self, values: np.ndarray, threshold: float, cap: int = 0, agreement: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """values (N, C) → the (n,) int64 rows, ascending, that may become pseudo-labels and their (n,) confidence.
 
-    def pseudo_labels(self, values: np.ndarray, target: str, soft: bool) -> dict[str, Any]:
+        agreement: (N,) in 0…1, where the task asks for it.
+        """
+
+    def pseudo_labels(self, values: np.ndarray, soft: bool) -> dict[str, Any]:
         """values (n, C) → the columns, by name, in which a labels file holds them, hard or soft."""
 
-    def read_labels(self, frame: pd.DataFrame, target: str) -> np.ndarray:
-        """The rows of a labels file (text cells) → (n, C) float32 soft targets."""
+    def read_labels(self, frame: pd.DataFrame) -> np.ndarray:
+        """The rows of a labels file (text cells) → (n, C) float32 values."""
 
     def decide(self, values: np.ndarray) -> np.ndarray:
-        """values (N, C) → (N,) what is answered, as ``targets`` codes it."""
-
-    def names(self, values: np.ndarray) -> np.ndarray:
-        """values (N, C) → (N,) text: the decision as the target column would write it."""
+        """values (N, C) → what is answered, as ``targets`` codes it."""
 
     def submission(self, ids: np.ndarray, values: np.ndarray, sample: pd.DataFrame) -> pd.DataFrame:
         """ids (N,), values (N, C) → the rows of a submission, with the sample's columns and its order of ids."""
 
-    def allowed(self, sample: pd.DataFrame) -> dict[str, list[str]]:
-        """The columns of a submission that hold names, each with the names it may hold."""
+    def allowed(self, sample: pd.DataFrame) -> dict[str, Cells]:
+        """What the columns of a submission may hold, beyond what the sample itself shows."""
 
     def values(self, frame: pd.DataFrame, sample: pd.DataFrame) -> np.ndarray:
         """A submission's rows (text cells) → (N, C) float32 values: the inverse of ``submission``."""
 
     def truth(self, solution: pd.DataFrame, sample: pd.DataFrame) -> np.ndarray:
-        """A solution's rows (text cells) → (N,) int64 truth, as ``targets`` codes it."""
+        """A solution's rows (text cells) → truth, as ``targets`` codes it."""
 
 
 def names() -> list[str]:
-    """The tasks there are: the modules of this folder."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
+    """The tasks there are."""
+    return sorted(registry.parts("tasks"))
 
 
-def check_name(name: str) -> None:
-    """Raise UserError, with the nearest right name, unless there is such a task; reads no data."""
-    if name not in names():
-        raise UserError(f"task={name}, but task is one of {', '.join(names())}{nearest(name, names())}")
+def facts(task: str) -> dict[str, Any]:
+    """The facts of a task's call-string, with its arguments filled into the default metric."""
+    part, call = registry.bind("tasks", task)
+    arguments = {**part.arguments, **call.arguments}
+    return {**part.facts, "metric": part.facts["metric"].format(**arguments)}
+
+
+def settle(config: Config) -> None:
+    """Fill in what the task and the groups decide: metric, loss and the way to split, where they were left open."""
+    known = facts(config.task)
+    config.metric = config.metric or known["metric"]
+    config.loss = config.loss or known["loss"]
+    groups = config.data.group or config.folds.groups
+    config.folds.method = config.folds.method or (known["group_split"] if groups else known["split"])
+
+
+def check(config: Config) -> None:
+    """Raise UserError unless loss, metric, split and sampler take what the task gives; reads no data."""
+    known = facts(config.task)
+    given = {
+        "loss": ("losses", config.loss, known["learns"]),
+        "sampler": ("samplers", config.sampler, known["learns"]),
+        "metric": ("metrics", config.metric, known["form"]),
+        "folds.method": ("splits", config.folds.method, known["form"]),
+        "merge": ("merges", config.merge, known["form"]),
+    }
+    for key, (kind, call, form) in given.items():
+        if call and not _takes(registry.facts(kind, call), kind, form):
+            fits = [name for name, part in registry.parts(kind).items() if _takes(part.facts, kind, form)]
+            raise UserError(f"{key}={call}, but task={config.task} has {form}; those that fit: {', '.join(fits)}")
+
+
+def _takes(facts: dict[str, Any], kind: str, form: str) -> bool:
+    takes = facts.get("takes", (form,))
+    return form in takes or (kind == "metrics" and form == "classes" and "numbers" in takes)  # classes may be grades
 
 
 def task_for(config: Config, competition: Competition) -> Task:
     """The config's task, knowing the competition's classes; UserError if the training rows do not fit it."""
-    check_name(config.task)
-    task: Task = importlib.import_module(f"pipeline.tasks.{config.task}").build(config, competition)
+    task: Task = registry.build("tasks", config.task)(config, competition)
     return task

@@ -1,0 +1,254 @@
+"""Side features for level 2: what is known of an image besides its pixels' meaning, as a table of numbers.
+
+They are the columns ``data.features`` of the train and test tables, the columns of the csv files ``data.tables`` that
+are joined by the id, and facts of the images: size, bytes, colour. No label is read but to leave out what repeats it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os.path import splitext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline import artefacts, files, images
+from pipeline.artefacts import shown
+from pipeline.competition import Competition
+from pipeline.config import Config
+from pipeline.console import progress, say
+from pipeline.errors import UserError, nearest, some
+from pipeline.hardware import physical_cores
+from pipeline.tables import duplicates, read_table
+
+BLANK = ("", "na", "n/a", "nan", "none", "null", "?")  # cells that say nothing, in any case
+DISTINCT = 0.5  # a text column with more distinct cells than this share of the rows names rows, and describes none
+AT_LEAST = 64  # pixels of the shorter side to which a JPEG may be shrunk before its colours are averaged
+COLOURS = {1: ["grey"], 3: ["red", "green", "blue"]}
+
+
+@dataclass(frozen=True)
+class Features:
+    """Side features in the order of the competition's rows.
+
+    names: F texts. train: (N, F), test: (M, F) float64, NaN where a cell is blank. categorical: (F,) bool, whether a
+    column's numbers are codes of categories, 0 for the most frequent one. fingerprint: changes with any of it.
+    """
+
+    names: list[str]
+    train: np.ndarray
+    test: np.ndarray
+    categorical: np.ndarray
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of names and numbers."""
+        digest = hashlib.blake2b(digest_size=8)
+        for part in (self.train, self.test):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return artefacts.fingerprint(self.names, digest.hexdigest())
+
+
+Column = tuple[str, np.ndarray, np.ndarray, bool]  # name, (N,) and (M,) float64, categorical
+
+
+def table(config: Config, competition: Competition) -> Features:
+    """All side features that vary; kept in ``runs/<competition>/features.npz`` until the data or the keys change.
+
+    Raises UserError for a column or csv that is not there, and for a column that repeats the target or the id.
+    """
+    path, data = artefacts.runs_folder(config) / "features.npz", config.data
+    places = [_place(competition, name) for name in data.tables]
+    tables = [artefacts.file_digest(place) for place in places if place.is_file()]
+    reading = [data.reader, data.channels, data.megapixels, data.id, data.target]
+    print_ = artefacts.fingerprint("features", competition.fingerprint, data.features, data.tables, tables, reading)
+    known = _read(path, print_)
+    if known is not None:
+        return known
+    found = [*_columns(config, competition), *_joined(config, competition), *_image_facts(config, competition)]
+    kept = [column for column in _renamed(found) if _varies(column[1]) and not np.isnan(column[2]).all()]
+    count, tests = len(competition.train), len(competition.test)
+    features = Features(
+        [name for name, *_ in kept],
+        np.stack([train for _, train, _, _ in kept], axis=1) if kept else np.zeros((count, 0)),
+        np.stack([test for _, _, test, _ in kept], axis=1) if kept else np.zeros((tests, 0)),
+        np.array([codes for *_, codes in kept], dtype=bool),
+    )
+    with artefacts.atomic(path) as handle:
+        np.savez_compressed(
+            handle, names=np.array(features.names, dtype=np.str_), train=features.train, test=features.test,
+            categorical=features.categorical, fingerprint=print_,
+        )  # fmt: skip
+    say(f"{shown(path)}: {len(kept)} side features: {some(features.names, 12) or 'none varies'}")
+    return features
+
+
+def _place(competition: Competition, name: str) -> Path:
+    """Where a csv of data.tables lies; UserError if that is outside of the competition's folder."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"data.tables={name}, but a table lies in data.folder; give a path below it, without ..")
+    return competition.folder / name
+
+
+def _read(path: Path, print_: str) -> Features | None:
+    """The stored features if they are of that fingerprint; a damaged file is made anew."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            if str(content["fingerprint"]) != print_:
+                return None
+            return Features(content["names"].tolist(), *(content[key] for key in ("train", "test", "categorical")))
+    except Exception:  # missing, cut short or foreign
+        return None
+
+
+def _renamed(columns: list[Column]) -> Iterator[Column]:
+    """The columns under distinct names."""
+    seen: dict[str, int] = {}
+    for name, *rest in columns:
+        seen[name] = seen.get(name, 0) + 1
+        yield (name if seen[name] == 1 else f"{name} ({seen[name]})", *rest)  # type: ignore[misc]
+
+
+def _varies(train: np.ndarray) -> bool:
+    """Whether a column tells training rows apart: by its numbers, or by where it is blank."""
+    there = train[~np.isnan(train)]
+    return bool(len(there)) and (len(there) < len(train) or bool(there.min() < there.max()))
+
+
+# --- columns of the tables ----------------------------------------------------------------------------------------
+
+
+def _columns(config: Config, competition: Competition) -> Iterator[Column]:
+    """The columns that data.features names, of both tables."""
+    for name in config.data.features:
+        for frame, which in ((competition.table, "training"), (competition.test_table, "test")):
+            if name not in frame.columns:
+                there = [str(column) for column in frame.columns]
+                raise UserError(
+                    f"data.features={name}, but the {which} table has no such column; its columns: {some(there, 20)}"
+                    f"{nearest(name, there)}; set data.test_csv if another table describes the test rows"
+                )
+        train, test = competition.table[name].to_numpy(str), competition.test_table[name].to_numpy(str)
+        if reason := _repeats(name, train, config, competition):
+            raise UserError(f"data.features={name}, but that column {reason}; leave it out")
+        column = encode(name, train, test)
+        if column is None:
+            say(f"side features: {name} is left out: nearly every row has its own text")
+        else:
+            yield column
+
+
+def _joined(config: Config, competition: Competition) -> Iterator[Column]:
+    """The columns of data.tables, joined by the id; what describes no test row, or repeats the target, is left out."""
+    for file in config.data.tables:
+        path = _place(competition, file)
+        frame = read_table(path, {config.data.id: "data.id"}, key="data.tables")
+        twice = duplicates(frame[config.data.id])
+        if twice:
+            say(f"{shown(path)}: {len(twice)} ids stand more than once ({some(twice)}); the first row of each counts")
+        frame = frame.drop_duplicates(config.data.id).set_index(config.data.id)
+        found = [_rows_of(frame, part["id"].tolist()) for part in (competition.train, competition.test)]
+        if found[0] is None or found[1] is None:
+            which = "training" if found[0] is None else "test"
+            say(f"side features: {shown(path)} is left out: it has none of the {which} ids")
+            continue
+        for name in map(str, frame.columns):
+            train, test = (part[name].to_numpy(str) for part in found if part is not None)
+            reason = _repeats(name, train, config, competition)
+            column = None if reason else encode(name, train, test)
+            if column is None:
+                say(f"side features: {name} of {file} is left out: it {reason or 'names rows: nearly all differ'}")
+            else:
+                yield column
+
+
+def _rows_of(frame: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame | None:
+    """The rows of these ids, blank where there is none; with or without suffixes; None if there is no row at all."""
+    bare = pd.Index([splitext(name)[0] for name in frame.index])
+    for index, wanted in ((frame.index, ids), (bare, [splitext(name)[0] for name in ids])):
+        if index.is_unique and index.isin(wanted).any():
+            return frame.set_axis(index).reindex(list(wanted), fill_value="").fillna("")
+    return None
+
+
+def _repeats(name: str, cells: np.ndarray, config: Config, competition: Competition) -> str:
+    """Why a column of training cells (N,) must not be used: it is the target or the id, or only renames one."""
+    if name in config.data.target:
+        return "is the target"
+    if name == config.data.id:
+        return "is the id"
+    if (cells == competition.train["id"].to_numpy(str)).all():
+        return "repeats the id"
+    for target in competition.targets:
+        if _same(cells, competition.targets[target].to_numpy(str)):
+            return f"repeats the target {target}"
+    return ""
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two columns of texts are equal, or the same categories under other names."""
+    if (one == other).all():
+        return True
+    first, second = (np.unique(cells, return_inverse=True)[1] for cells in (one, other))
+    pairs = len(np.unique(np.stack([first, second]), axis=1).T)
+    return 1 < pairs <= DISTINCT * len(one) and pairs == first.max() + 1 == second.max() + 1
+
+
+def encode(name: str, train: np.ndarray, test: np.ndarray) -> Column | None:
+    """Text cells (N,), (M,) → numbers where all that is not blank is one, else codes by frequency; None if they name
+    rows."""
+    cells = pd.Series(np.concatenate([train, test])).astype(str).str.strip()
+    blank = cells.str.lower().isin(BLANK)
+    numbers = pd.to_numeric(cells.where(~blank), errors="coerce").astype(np.float64)
+    numbers[~np.isfinite(numbers)] = np.nan
+    categorical = bool((numbers.isna() & ~blank).any())
+    if categorical:
+        counts = cells[~blank].value_counts()
+        if len(counts) > DISTINCT * (~blank).sum():
+            return None
+        ordered = sorted(counts.index, key=lambda cell: (-counts[cell], cell))
+        numbers = cells.where(~blank).map({cell: float(place) for place, cell in enumerate(ordered)})
+    values = numbers.to_numpy(np.float64)
+    return name, values[: len(train)], values[len(train) :], categorical
+
+
+# --- facts of the images ------------------------------------------------------------------------------------------
+
+
+def _image_facts(config: Config, competition: Competition) -> Iterator[Column]:
+    """Width, height, aspect, bytes, and the mean of each channel and spread of all pixels; blank for a broken image."""
+    colours = COLOURS.get(config.data.channels, [str(channel) for channel in range(config.data.channels)])
+    names = ["width", "height", "aspect", "bytes", *(f"mean {colour}" for colour in colours), "spread"]
+    specs = [*competition.train["file"], *competition.test["file"]]
+    sizes = [facts[0] if facts else np.nan for facts in files.stats(competition.folder, specs)]
+    reading: dict[str, Any] = {
+        "reader": config.data.reader,
+        "limit_pixels": round(config.data.megapixels * 1e6),
+        "channels": config.data.channels,
+        "at_least": AT_LEAST,
+    }
+
+    def facts(spec: str) -> list[float]:
+        try:
+            seen = images.look(spec, competition.folder, **reading)
+        except images.BrokenImage:
+            return [np.nan] * (len(names) - 1)
+        pixels = seen.pixels.reshape(-1, seen.pixels.shape[-1]).astype(np.float32)
+        means = pixels.mean(axis=0, dtype=np.float64).tolist()
+        return [seen.width, seen.height, seen.width / seen.height, *means, float(pixels.std(dtype=np.float64))]
+
+    found = []
+    with progress("image facts", len(specs)) as advance, ThreadPoolExecutor(physical_cores()) as pool:
+        for row in pool.map(facts, specs):
+            found.append(row)
+            advance()
+    every = np.array(found, dtype=np.float64)
+    every = np.insert(every, 3, sizes, axis=1)
+    count = len(competition.train)
+    for place, name in enumerate(names):
+        yield name, every[:count, place], every[count:, place], False

@@ -1,0 +1,262 @@
+"""Who is in which fold: ``folds/<competition>.csv``, dealt once, shared by a team, never silently rewritten.
+
+A fold of −1 marks a row that every member may learn from and none predicts: outside a fixed holdout, or before the
+first block of time.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from pipeline import artefacts, registry
+from pipeline.artefacts import shown
+from pipeline.competition import Competition
+from pipeline.config import Config, root
+from pipeline.console import say, warn
+from pipeline.errors import UserError, some
+from pipeline.tables import check_ids, read_table
+from pipeline.tasks import task_for
+
+NEVER = -1  # the fold of rows that are always learned from
+
+
+def read_folds(config: Config, competition: Competition) -> np.ndarray:
+    """The fold of each training row, (N,) int64 in the order of competition.train, from folds/<competition>.csv.
+
+    Raises UserError if the file is missing, damaged or belongs to other training rows.
+    """
+    path = artefacts.folds_file(config)
+    if not path.is_file():
+        command = f"./run.sh stage=split competition={config.competition}"
+        raise UserError(f"{shown(path)} does not exist; run {command} first")
+    table = read_table(path, {"id": "", "fold": ""})
+    return _folds_of(competition, table["id"], table["fold"], path, config.data.train_csv, _anew(config))
+
+
+def _folds_of(
+    competition: Competition, names: pd.Series, cells: pd.Series, path: Any, csv: str, advice: str
+) -> np.ndarray:
+    """The folds of a table, in the order of the training rows."""
+    check_ids(names, shown(path))
+    fold_of = dict(zip(names, cells, strict=True))
+    ids = competition.train["id"].tolist()
+    missing = [name for name in ids if name not in fold_of]
+    extra = sorted(fold_of.keys() - set(ids))
+    if missing or extra:
+        lacks = f" lacks {len(missing)} ids of {csv}: {some(missing)}" if missing else ""
+        holds = f" holds {len(extra)} ids that {csv} has not: {some(extra)}" if extra else ""
+        raise UserError(f"{shown(path)}{' and'.join(filter(None, [lacks, holds]))}; {advice}")
+    try:
+        folds = np.array([int(fold_of[name]) for name in ids], dtype=np.int64)
+    except ValueError as fault:
+        raise UserError(f"{shown(path)}: folds must be whole numbers ({fault}); {advice}") from fault
+    there = np.unique(folds[folds != NEVER]).tolist()
+    if there != list(range(len(there))) or not there or (len(there) == 1 and NEVER not in folds):
+        raise UserError(f"{shown(path)} has the folds {some(there, 20)}, not 0, 1, … without a gap; {advice}")
+    return folds
+
+
+def ensure_folds(config: Config, competition: Competition, overwrite: bool = False) -> np.ndarray:
+    """The folds as ``read_folds``, dealt and written first if there are none; never silently rewritten.
+
+    overwrite: write them anew if they differ from what the config asks for, which is else a UserError.
+    """
+    path = artefacts.folds_file(config)
+    if path.is_file() and not config.folds.file and registry.facts("splits", config.folds.method).get("given"):
+        return read_folds(config, competition)
+    group = _groups(config, competition)
+    fresh = _imported(config, competition) if config.folds.file else _deal(config, competition, group)
+    if path.is_file():
+        difference = _difference(config, competition, fresh)
+        if not difference:
+            return fresh
+        if not overwrite:
+            raise UserError(difference)
+        _warn_of_runs(config)
+    columns = {"id": competition.train["id"], "fold": fresh, "group": "" if group is None else group}
+    table = pd.concat([pd.DataFrame(columns), competition.targets], axis=1)
+    artefacts.write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    how = config.folds.file or config.folds.method
+    never = int((fresh == NEVER).sum())
+    more = f"; {never} rows are always learned from, never predicted" if never else ""
+    say(f"{shown(path)}: written, {fresh.max() + 1} folds of {len(fresh)} rows, {how}{more}")
+    return fresh
+
+
+def asked_folds(config: Config, count: int) -> list[int] | Literal["full"]:
+    """The folds that ``fold=`` asks for, of the count there are, ascending; or "full" for training on everything."""
+    asked = config.fold
+    if asked in (["all"], ["full"]):
+        return list(range(count)) if asked == ["all"] else "full"
+    if not all(re.fullmatch(r"-?\d+", name) for name in asked):
+        raise UserError(f"fold={','.join(asked)}, but fold is a number, several such as 0,2, or all or full alone")
+    numbers = sorted({int(name) for name in asked})
+    outside = [number for number in numbers if not 0 <= number < count]
+    if outside:
+        where = f"fold={outside[-1]}, but {shown(artefacts.folds_file(config))} has 0–{count - 1}"
+        more = f"rerun stage=split folds.count={outside[-1] + 1} overwrite=true, or " if outside[-1] > 0 else ""
+        raise UserError(f"{where}; {more}choose one of these")
+    return numbers
+
+
+def learns_from(config: Config, folds: np.ndarray, held_out: tuple[int, ...]) -> np.ndarray:
+    """(N,) bool: the rows that the member without these folds may learn from; of time, only what came before."""
+    kept = ~np.isin(folds, held_out)
+    if held_out and registry.facts("splits", config.folds.method).get("past_only"):
+        kept &= folds < min(held_out)
+    return kept
+
+
+# --- dealing ------------------------------------------------------------------------------------------------------
+
+
+def _groups(config: Config, competition: Competition) -> np.ndarray | None:
+    """(N,) text, the group of each row; near duplicates join the groups of data.group."""
+    named = competition.column(config.data.group, "data.group") if config.data.group else None
+    if not config.folds.groups:
+        return named
+    path = artefacts.runs_folder(config) / "near_duplicates.csv"
+    if not path.is_file():
+        command = f"./run.sh stage=check competition={config.competition}"
+        raise UserError(f"folds.groups={config.folds.groups}, but {shown(path)} does not exist; make it: {command}")
+    table = read_table(path, {"id": "", "group": ""})
+    alike = dict(zip(table["id"], table["group"], strict=True))
+    unknown = [name for name in competition.train["id"] if name not in alike]
+    if unknown:
+        raise UserError(f"{shown(path)} lacks the ids {some(unknown)}; run stage=check again with overwrite=true")
+    found = competition.train["id"].map(alike).to_numpy(dtype=np.str_)
+    return found if named is None else _joined(named, found)
+
+
+def _joined(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The finest groups that part neither of two: connected components."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    rows, first = np.unique(one, return_inverse=True)
+    columns, second = np.unique(other, return_inverse=True)
+    size = len(rows) + len(columns)
+    edges = coo_matrix((np.ones(len(one)), (first, len(rows) + second)), shape=(size, size))
+    return np.asarray(connected_components(edges, directed=False)[1][first]).astype(np.str_)
+
+
+def _imported(config: Config, competition: Competition) -> np.ndarray:
+    """A team mate's folds, numbered 0, 1, … in the order of their numbers; −1 stays."""
+    path = root() / config.folds.file
+    table = read_table(path, {"fold": ""}, key="folds.file")
+    key = next((name for name in (config.data.id, "id") if name in table.columns), str(table.columns[0]))
+    numbers = pd.to_numeric(table["fold"], errors="coerce")
+    if numbers.isna().any() or (numbers % 1 != 0).any():
+        odd = some(table["fold"][numbers.isna() | (numbers % 1 != 0)].unique())
+        raise UserError(f"folds.file={config.folds.file}: folds must be whole numbers, not {odd}; correct them")
+    order = sorted(set(numbers.astype(int)) - {NEVER})
+    cells = numbers.astype(int).map({NEVER: NEVER, **{name: place for place, name in enumerate(order)}})
+    return _folds_of(competition, table[key], cells.astype(str), path, config.data.train_csv, "correct folds.file")
+
+
+def _deal(config: Config, competition: Competition, group: np.ndarray | None) -> np.ndarray:
+    settings, facts = config.folds, registry.facts("splits", config.folds.method)
+    if len(competition.train) < settings.count and not facts.get("own_count"):
+        raise UserError(
+            f"folds.count={settings.count}, but {config.data.train_csv} has {len(competition.train)} rows; "
+            f"folds.count={len(competition.train)} at most"
+        )
+    column = _column(config, competition, group, str(facts.get("column", "")))
+    strata = task_for(config, competition).strata(competition.targets)
+    if not facts.get("own_count"):
+        _check_rare(config, strata)
+    folds = np.asarray(registry.build("splits", settings.method)(strata, column, settings.count, settings.seed))
+    _say_absent(strata, folds)
+    return folds
+
+
+def _column(config: Config, competition: Competition, group: np.ndarray | None, needs: str) -> np.ndarray | None:
+    """What the split deals by beside the target: the groups, the time, or the mark of a fixed holdout."""
+    method = config.folds.method
+    if group is not None and needs != "group":
+        raise UserError(
+            f"data.group={config.data.group or config.folds.groups}, but folds.method={method} parts groups; leave "
+            "folds.method out, or take stratified_group_kfold()"
+        )
+    if needs == "group" and group is None:
+        raise UserError(
+            f"data.group={config.data.group}, but folds.method={method} needs a group column; set data.group"
+        )
+    if needs in ("", "group"):
+        return group
+    name = str(getattr(config.data, needs))
+    if not name:
+        raise UserError(f"folds.method={method} needs a column; set data.{needs}=COLUMN")
+    if needs == "holdout" and name in competition.table.columns:  # an empty cell means no
+        return competition.table[name].to_numpy(dtype=np.str_)
+    return competition.column(name, f"data.{needs}")
+
+
+def _check_rare(config: Config, strata: np.ndarray) -> None:
+    if strata.dtype.kind == "f":
+        return
+    if strata.ndim == 2:
+        counts = [(f"column {place}", int(rows)) for place, rows in enumerate(strata.sum(axis=0))]
+    else:
+        counts = [(str(name), int(rows)) for name, rows in zip(*np.unique(strata, return_counts=True), strict=True)]
+    rare = [f"{name} ({rows})" for name, rows in counts if rows < config.folds.count]
+    text = f"classes with fewer rows than the {config.folds.count} folds, so that some folds hold none: {some(rare)}"
+    if rare and config.folds.strict:
+        raise UserError(f"{text}; lower folds.count, or folds.strict=false to spread them over distinct folds")
+    if rare:
+        _warn_once(f"{text}; each is spread over distinct folds as far as it goes")
+
+
+def _say_absent(strata: np.ndarray, folds: np.ndarray) -> None:
+    """Warn where no member may learn a class that its fold holds: all rows of the class lie in one fold."""
+    if strata.ndim != 1:
+        return
+    table = pd.crosstab(strata, folds)
+    alone = [str(name) for name, row in table.iterrows() if (row > 0).sum() == 1 and row.sum() > 1 and len(row) > 1]
+    if alone:
+        _warn_once(
+            "classes that lie in one fold whole, so that the member which predicts them never saw them: "
+            f"{some(alone)}; their groups are too large to part"
+        )
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    warn(text)
+
+
+# --- what is there already ----------------------------------------------------------------------------------------
+
+
+def _difference(config: Config, competition: Competition, fresh: np.ndarray) -> str:
+    try:
+        there = read_folds(config, competition)
+    except UserError as fault:
+        return str(fault)
+    if np.array_equal(there, fresh):
+        return ""
+    name, settings = shown(artefacts.folds_file(config)), config.folds
+    own = registry.facts("splits", settings.method).get("own_count") or settings.file
+    if there.max() != fresh.max() and not own:
+        what = f"{name} has {there.max() + 1} folds, but folds.count={settings.count}"
+    else:
+        asked = settings.file or f"folds.method={settings.method} folds.seed={settings.seed}"
+        what = f"{name} puts {int((there != fresh).sum())} of {len(fresh)} rows in other folds than {asked} does"
+    return f"{what}; keep the file with folds.method=given(), or {_anew(config)}"
+
+
+def _anew(config: Config) -> str:
+    command = f"./run.sh stage=split competition={config.competition} folds.count={config.folds.count} overwrite=true"
+    return f"deal them anew with {command} (runs on the old folds are then no longer comparable)"
+
+
+def _warn_of_runs(config: Config) -> None:
+    folder = artefacts.runs_folder(config)
+    runs = sorted(path.parent.name for path in folder.glob("*/config.yaml"))
+    if runs:
+        warn(f"these runs were trained on the old folds and compare with no new one: {some(runs)}; train them again")

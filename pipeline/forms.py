@@ -1,0 +1,68 @@
+"""The three shapes that truth and values come in; what differs between them, so that no stage asks for a task.
+
+classes: truth (N,) int64, values (N, C) probabilities whose rows sum to one. labels: truth (N, C) float32 of 0 and 1,
+values (N, C) probabilities, each its own. numbers: truth (N, T) float32, values (N, T) of any size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SMALLEST = 1e-15
+
+
+@dataclass(frozen=True)
+class Form:
+    """One shape. bounded: values lie in 0…1. simplex: they also sum to one."""
+
+    name: str
+    bounded: bool
+    simplex: bool
+
+    def dense(self, truth: np.ndarray, columns: int) -> np.ndarray:
+        """truth → (N, columns) float32, as values would say it with certainty; what is dense stays."""
+        if truth.ndim == 2:
+            return np.asarray(truth, dtype=np.float32)
+        return np.eye(columns, dtype=np.float32)[truth]
+
+    def finish(self, raw: np.ndarray) -> np.ndarray:
+        """raw (N, C) → values (N, C) float32 of this form: clipped to 0…1, rows scaled to sum one, or as they are."""
+        if not self.bounded:
+            return raw.astype(np.float32)
+        clipped = np.clip(raw, 0, 1) if not self.simplex else np.maximum(raw, 0)
+        return normalised(clipped) if self.simplex else clipped.astype(np.float32)
+
+    def distance(self, truth: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """(N,) float64, how far values are from truth: log loss of probabilities in nats, else the squared error."""
+        wide = values.astype(np.float64)
+        target = self.dense(truth, values.shape[1]).astype(np.float64)
+        if not self.bounded:
+            return ((wide - target) ** 2).mean(axis=1)
+        if self.simplex:
+            return -(target * np.log(np.clip(normalised(wide).astype(np.float64), SMALLEST, 1))).sum(axis=1)
+        chance = np.clip(wide, SMALLEST, 1 - SMALLEST)
+        return -(target * np.log(chance) + (1 - target) * np.log1p(-chance)).mean(axis=1)
+
+    def agreement(self, targets: np.ndarray, outputs: np.ndarray) -> float:
+        """How well raw outputs (N, C) of a network say its training targets: the share right, or R² of numbers."""
+        if not self.bounded:
+            error, spread = ((outputs - targets) ** 2).sum(), ((targets - targets.mean(axis=0)) ** 2).sum()
+            return float(1 - error / max(spread, 1e-12))
+        if self.simplex:
+            classes = targets.argmax(axis=1) if targets.ndim == 2 else targets
+            return float((outputs.argmax(axis=1) == classes).mean())
+        return float(((outputs > 0) == (targets > 0.5)).mean())
+
+
+def normalised(values: np.ndarray) -> np.ndarray:
+    """Rows scaled to sum one, float32; a row of zeros becomes uniform."""
+    total = values.sum(axis=-1, keepdims=True)
+    return np.where(total > 0, values / np.maximum(total, 1e-300), 1 / values.shape[-1]).astype(np.float32)
+
+
+CLASSES = Form("classes", bounded=True, simplex=True)
+LABELS = Form("labels", bounded=True, simplex=False)
+NUMBERS = Form("numbers", bounded=False, simplex=False)
+FORMS = {form.name: form for form in (CLASSES, LABELS, NUMBERS)}
