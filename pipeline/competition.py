@@ -114,7 +114,8 @@ def _train_table(folder: Path, data: Data) -> pd.DataFrame:
 
 def _class_folders(folder: Path, data: Data) -> pd.DataFrame:
     """One row a file of data.train_images: its id is the path, its class the first folder on the way."""
-    found = [file for file in _images_of(folder, data.train_images) if "/" in file]
+    tests = data.test_images.rstrip("/") + "/" if data.train_images in ("", ".") else "\0"  # they may lie beside
+    found = [file for file in _images_of(folder, data.train_images) if "/" in file and not file.startswith(tests)]
     if not found:
         raise UserError(
             f"data.train_csv is empty, so that {shown(folder / data.train_images)} must hold a folder of images for "
@@ -140,7 +141,7 @@ def _images(folder: Path, data: Data, place: str, table: pd.DataFrame, csv: str)
     for name in data.box:
         if name not in table.columns:
             raise UserError(f"{csv or 'the sample submission'} has no column {name!r} (data.box); set data.test_csv")
-    corners = table[data.box].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+    corners = table[data.box].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64, copy=True)
     bad = ~np.isfinite(corners).all(axis=1)
     if bad.any():
         raise UserError(f"{csv}: the box is no number for ids {some(table[data.id][bad])}; fill it in")

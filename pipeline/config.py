@@ -355,7 +355,8 @@ def _read_layers(typed: dict[str, Any], step: dict[str, Any]) -> list[dict[str, 
     def name(key: str, *more: dict[str, Any]) -> Any:
         return next((layer[key] for layer in (typed, step, *more, base) if key in layer), keys()[key].default)
 
-    competition = read_named("competition", name("competition"))
+    # stage=new writes a competition, and must not depend on the one before
+    competition = {} if typed.get("stage") == "new" else read_named("competition", name("competition"))
     model = name("model", competition) or name("models", competition)[0]
     return [base, competition, read_named("model", model), step, _literal({**typed, "model": model})]
 
@@ -517,7 +518,8 @@ def check(config: Config) -> None:
         for item in value if isinstance(value, list) else [value]:
             _check_value(keys()[name], item)
     backbone_names.check(config.backbone)
-    tasks.check(config)
+    if config.stage != "new":  # what it writes is checked when it is whole
+        tasks.check(config)
     check_symmetry(config.views, config.symmetry, "views", config.competition)
     check_symmetry([config.augment], config.symmetry, "augments", config.competition)
 

@@ -163,7 +163,8 @@ class Regression(Numeric):
 
     def decide(self, values: np.ndarray) -> np.ndarray:
         """The values within the bounds: a level 2 may leave them."""
-        return values.clip(*self.bounds) if self.bounds != (None, None) else values
+        low, high = self.bounds
+        return np.clip(values, -np.inf if low is None else low, np.inf if high is None else high)
 
     def activate(self, outputs: Any, state: dict[str, Any]) -> Any:
         """Standardised outputs (B, T) tensor → numbers (B, T) float32 within the bounds."""

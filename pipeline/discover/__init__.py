@@ -1,0 +1,88 @@
+"""From a folder as Kaggle ships it to a config: what is there, what it means, and the reason for each key.
+
+``discover`` reads; ``writing`` makes the YAML; ``stages/new.py`` brings both together. Nothing here knows torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.discover.answers import settle_answers, settle_metric
+from pipeline.discover.draft import Draft
+from pipeline.discover.folder import scan
+from pipeline.discover.looks import Looks, look, settle_images
+from pipeline.discover.rows import Rows, find_rows
+from pipeline.discover.settings import settle_training
+from pipeline.discover.sides import settle_sides
+from pipeline.discover.targets import Target, find_target
+from pipeline.errors import UserError, some
+from pipeline.forms import FORMS
+from pipeline.tasks import facts
+
+SYMMETRY = "hflip | d4: not known; does a mirrored image keep its label? a turned one too?"
+OPEN_SYMMETRY = "does a mirrored image keep its label (hflip)? turned by 90° too (d4)? then set it: flips often help"
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What a folder holds, and the draft of its config. answer: what a cell of the submission will hold, in words."""
+
+    rows: Rows
+    target: Target
+    looks: Looks
+    draft: Draft
+    answer: str
+
+
+def discover(folder: Path, given: dict[str, Any], command: str) -> Discovery:
+    """Read a folder and settle each key; given: typed values of the command line, which win.
+
+    command: how the user called, for the message that asks. Raises UserError for what is missing, damaged or unclear.
+    """
+    content = scan(folder)
+    draft = Draft(given, notes=list(content.notes))
+    rows = find_rows(content, draft)
+    target = find_target(rows, draft)
+    if not rows.tested.files and not (target and target.later):
+        places = some([place or "." for place in rows.files.folders("test")], 6)
+        draft.ask(
+            "data.test_images", f"no test images were seen; folders of images: {places}", "data.test_images=FOLDER"
+        )
+    draft.answered(command)
+    assert target is not None  # else it was asked
+    _one_row_an_image(rows, target)
+    looks = look(rows, draft)
+    draft.set("task", target.task, target.why)
+    answer = ""
+    if not target.later:
+        settle_metric(rows, target, draft)
+    draft.set("symmetry", "none", SYMMETRY)
+    if "symmetry" not in given:
+        draft.open["symmetry"] = OPEN_SYMMETRY
+    if target.columns:
+        draft.set("data.target", target.columns, f"of {rows.train}" if rows.train else "the folder's name")
+    settle_images(rows, looks, draft)
+    if not target.later:
+        answer = settle_answers(rows, target, draft)
+        settle_sides(rows, target, draft)
+        settle_training(rows, target, looks, draft)
+    for key, value in given.items():
+        if key not in draft.lines:
+            draft.set(key, value, "")
+    return Discovery(rows, target, looks, draft, answer)
+
+
+def _one_row_an_image(rows: Rows, target: Target) -> None:
+    """Raise UserError where the training table repeats images, but for tasks that are made so."""
+    ids = rows.table[rows.id]
+    if target.later or ids.is_unique or facts(target.task)["form"] not in FORMS:
+        return
+    repeated = ids[ids.duplicated()].unique().tolist()
+    pairs = rows.table[[rows.id, *target.columns]].drop_duplicates()
+    same = "all with the same target" if len(pairs) == ids.nunique() else "with different targets"
+    raise UserError(
+        f"{rows.train} has several rows for {len(repeated)} images, {same}: {some(repeated)}; the tasks here want one "
+        "row an image: join the labels of an image in one cell (a b c) or in one column each, or leave one row of it"
+    )

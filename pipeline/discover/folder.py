@@ -1,0 +1,150 @@
+"""What lies in a competition's folder: its images, its tables, and what is neither."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.artefacts import shown
+from pipeline.errors import UserError, some
+from pipeline.files import find
+from pipeline.patterns import is_image
+from pipeline.tables import read_table
+
+TABLES = (".csv", ".tsv", ".csv.zip", ".csv.gz", ".tsv.zip")
+PLAIN = {
+    "", ".csv", ".db", ".doc", ".docx", ".gz", ".h5", ".hdf5", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log",
+    ".md", ".npz", ".parquet", ".pdf", ".pkl", ".py", ".rst", ".rtf", ".tar", ".tfrec", ".tfrecord", ".tgz", ".tsv",
+    ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zip", ".7z", ".feather", ".mp4", ".avi", ".wav",
+}  # fmt: skip
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"\x93NUMPY", b"P5", b"P6")
+MOST_TABLES = 40
+LARGEST_TABLE = 2**29  # bytes
+NEEDED = re.compile("train|test|label|target|sample|sub", re.IGNORECASE)  # names of tables that must be sound
+SECRET = "solution"  # the answers of the test rows, which only stage=score may read
+DEPTH = 4
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One folder: images and tables by their names relative to path, ``train.zip/a.png`` for what lies in a zip.
+
+    others: how many files of each other suffix. members: all that zips hold. notes: what was left aside, and why.
+    """
+
+    path: Path
+    images: list[str]
+    tables: dict[str, pd.DataFrame]
+    others: Counter[str] = field(default_factory=Counter)
+    members: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def scan(path: Path) -> Folder:
+    """List the images and read the tables; UserError for a folder without images and for a table that is unreadable."""
+    path = descend(path)
+    place = find(path, "")
+    names = [*place.files, *place.members]
+    images = sorted(name for name in names if _is_picture(path, name))
+    others = Counter(os.path.splitext(name)[1].lower() for name in set(names) - set(images))
+    if not images:
+        raise UserError(_no_images(path, names, others))
+    notes = list(place.notes)
+    return Folder(path, images, _read_tables(path, _tables(names), notes), others, place.members, notes)
+
+
+def descend(path: Path) -> Path:
+    """The folder that holds the tables or the images, where the given one holds nothing but a folder with them."""
+    for _ in range(DEPTH):
+        if not path.is_dir():
+            raise UserError(f"{shown(path)} is no folder; unzip the competition's download there and give data=DIR")
+        inside = [entry for entry in os.scandir(path) if not entry.name.startswith(".") and entry.name != "__MACOSX"]
+        folders = [entry for entry in inside if entry.is_dir()]
+        telling = [entry for entry in inside if entry.is_file() and not _says_nothing(entry.name)]
+        if len(folders) != 1 or telling or _holds_pictures(Path(folders[0].path)):
+            return path
+        path = path / folders[0].name
+    return path
+
+
+def top(name: str) -> str:
+    """The folder a file lies in, "" for none; a zip counts as a folder."""
+    return name.rpartition("/")[0]
+
+
+# --- images -------------------------------------------------------------------------------------------------------
+
+
+def _is_picture(path: Path, name: str) -> bool:
+    if is_image(name):
+        return True
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in PLAIN - {""} or "/" not in name:  # a file without suffix beside the tables is a note or a licence
+        return False
+    try:
+        with open(path / name, "rb") as handle:
+            return handle.read(8).startswith(MAGIC)
+    except OSError:
+        return False
+
+
+def _holds_pictures(path: Path) -> bool:
+    return any(is_image(entry.name) for entry in os.scandir(path))
+
+
+def _says_nothing(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in {".md", ".txt", ".pdf", ".html", ""}
+
+
+def _no_images(path: Path, files: list[str], others: Counter[str]) -> str:
+    kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(6))
+    holds = f"{len(files)} files ({kinds})" if files else "nothing"
+    zips = [name for name in files if name.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz", ".7z"))]
+    first = f"unpack {zips[0]} first" if zips else "give data=DIR, the folder into which the download was unzipped"
+    return f"{shown(path)} holds no images, but {holds}; {first}"
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+def _tables(names: list[str]) -> list[str]:
+    """The tables among the files; a zip named like a csv is one, whatever it holds."""
+    heads = [name[: name.lower().index(".csv.zip/") + len(".csv.zip")] for name in names if ".csv.zip/" in name.lower()]
+    found = {name for name in names if name.lower().endswith(TABLES) and ".zip/" not in name.lower()} | set(heads)
+    return sorted(name for name in found if SECRET not in name.rpartition("/")[2].lower())
+
+
+def _read_tables(path: Path, names: list[str], notes: list[str]) -> dict[str, pd.DataFrame]:
+    places = Counter(top(name) for name in names)
+    crowded = [place for place, count in places.items() if count > MOST_TABLES]
+    if crowded:
+        notes.append(
+            f"{places[crowded[0]]} csv files in {crowded[0] or '.'} are not read: too many to be tables of rows"
+        )
+    tables: dict[str, pd.DataFrame] = {}
+    for name in names:
+        if top(name) in crowded or (name.lower().endswith((".zip", ".gz")) and name.rpartition(".")[0] in names):
+            continue  # the table was unpacked beside itself
+        if (path / name).stat().st_size > LARGEST_TABLE:
+            notes.append(f"{name} is not read: over {LARGEST_TABLE / 1e6:.0f} MB")
+            continue
+        try:
+            tables[name] = read_table(path / name)
+        except UserError as fault:
+            if NEEDED.search(name.rpartition("/")[2]):
+                raise
+            notes.append(f"not read: {fault}")
+    return tables
+
+
+def listed(names: list[str], limit: int = 5) -> str:
+    """A few names spread over a long list, the first and the last among them."""
+    if len(names) <= limit:
+        return ", ".join(names)
+    places = [round(step * (len(names) - 1) / (limit - 1)) for step in range(limit)]
+    return some([names[place] for place in places])

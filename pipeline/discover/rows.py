@@ -1,0 +1,276 @@
+"""The rows of a competition: its tables, and the image that each row means."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from pipeline.artefacts import shown
+from pipeline.discover.draft import Draft
+from pipeline.discover.folder import Folder, top
+from pipeline.discover.matching import (
+    MASKED,
+    Files,
+    Match,
+    column_share,
+    hint,
+    leaving,
+    match,
+    missing,
+    nothing_fits,
+)
+from pipeline.discover.roles import FEW, SAMPLES, class_folders, find_id, find_sample, find_train, said
+from pipeline.errors import UserError, some
+from pipeline.files import resolve
+from pipeline.patterns import COVERED
+
+
+@dataclass
+class Rows:
+    """The rows of a competition. table: the training table, its ids in the column id; files: an image a row."""
+
+    folder: Folder
+    files: Files
+    table: pd.DataFrame
+    id: str
+    train: str = ""
+    test: str = ""
+    sample: str = ""
+    test_table: pd.DataFrame | None = None
+    sample_table: pd.DataFrame | None = None
+    matched: Match = field(default_factory=lambda: Match("", [], []))
+    tested: Match = field(default_factory=lambda: Match("", [], []))
+    extras: dict[str, str] = field(default_factory=dict)
+    by_folder: bool = False
+
+    @property
+    def answers(self) -> list[str]:
+        """The columns of the sample submission beside the ids."""
+        return [] if self.sample_table is None else [str(name) for name in self.sample_table.columns[1:]]
+
+    @functools.cached_property
+    def specs(self) -> list[str]:
+        """The image of each training row, as the loader will find it; UserError where it would not."""
+        if self.by_folder:
+            return self.matched.files
+        ids = self.table[self.id].tolist()
+        return list(resolve(self.folder.path, self.matched.folder, ids, self.matched.patterns))
+
+    @property
+    def test_ids(self) -> list[str]:
+        """The ids of the test rows, each once."""
+        if self.test_table is not None:
+            return self.test_table[self.id].drop_duplicates().tolist()
+        return [] if self.sample_table is None else self.sample_table.iloc[:, 0].drop_duplicates().tolist()
+
+
+def find_rows(folder: Folder, draft: Draft) -> Rows:
+    """Settle the tables, the ids and the images of a folder; UserError where rows and images do not fit."""
+    files = Files(folder.images)
+    tables = folder.tables
+    for key in ("data.train_csv", "data.test_csv", "data.sample"):
+        _there(folder, draft, key)
+    given = draft.given
+    sample = given["data.sample"] if "data.sample" in given else find_sample(tables, files)
+    sample_table = tables.get(sample)
+    train = given["data.train_csv"] if "data.train_csv" in given else find_train(folder, files, sample, draft)
+    if not train:
+        rows = _by_folder(folder, files, draft)
+    else:
+        table = tables[train]
+        rows = Rows(folder, files, table, find_id(train, table, files, sample_table, draft), train)
+        _match_train(rows, draft)
+    rows.sample, rows.sample_table = sample, sample_table
+    rows.test = given["data.test_csv"] if "data.test_csv" in given else _test(rows, draft)
+    rows.test_table = tables.get(rows.test)
+    _match_test(rows, draft)
+    rows.extras = _extras(rows)
+    _settle(rows, draft)
+    return rows
+
+
+def _there(folder: Folder, draft: Draft, key: str) -> None:
+    name = draft.given.get(key, "")
+    if name and name not in folder.tables:
+        there = some(sorted(folder.tables), 20) or "none"
+        raise UserError(f"{key}={name}, but {shown(folder.path)} has no such table; there are: {there}")
+
+
+# --- the other tables -------------------------------------------------------------------------------------------------
+
+
+def _test(rows: Rows, draft: Draft) -> str:
+    """The table of the test rows: by its name, or because it has the sample's ids; it must have the column of ids."""
+    others = {n: t for n, t in rows.folder.tables.items() if n not in (rows.train, rows.sample)}
+    wanted = set() if rows.sample_table is None else set(rows.sample_table.iloc[:, 0])
+    fits = []
+    for name, table in others.items():
+        named = bool(said(name) & {"test", "testing"}) and not said(name) & SAMPLES
+        if rows.id not in table.columns:
+            draft.notes += [f"{name} has no column {rows.id}: not used"] * named
+            continue
+        if not wanted <= set(table[rows.id]):
+            draft.notes += [f"{name} lacks ids of {rows.sample}: not used, the sample's ids are the test rows"] * named
+            continue
+        same = bool(wanted) and set(table[rows.id]) == wanted
+        if ((named or same) and column_share(table, rows.id, rows.files) > FEW) or (named and rows.matched.patterns):
+            fits.append((same, named, len(table), name))
+    return max(fits)[-1] if fits else ""
+
+
+def _extras(rows: Rows) -> dict[str, str]:
+    """The other tables that can be joined: name → how many of the training rows they know."""
+    found = {}
+    ids = set(rows.table[rows.id])
+    for name, table in rows.folder.tables.items():
+        if name in (rows.train, rows.test, rows.sample) or said(name) & SAMPLES or rows.id not in table.columns:
+            continue
+        known, tests = len(ids & set(table[rows.id])), len(set(rows.test_ids) & set(table[rows.id]))
+        if known > FEW * len(ids) and tests and table.shape[1] > 1:
+            found[name] = f"{known} of {len(ids)} training rows"
+    return found
+
+
+# --- which image each row means -----------------------------------------------------------------------------------
+
+
+def _match_train(rows: Rows, draft: Draft) -> None:
+    where = shown(rows.folder.path / rows.train)
+    ids = rows.table[rows.id].tolist()
+    empty = [place + 2 for place, name in enumerate(ids) if not name.strip()]
+    if empty:
+        raise UserError(f"{where}: no {rows.id} in lines {some(empty)}; fill in the ids or remove the rows")
+    leaving(ids, where)
+    found = match(ids, rows.files, "train", draft.given.get("data.train_images"), draft.given.get("data.files", ()))
+    if found.found <= FEW * len(ids):
+        raise nothing_fits(rows.folder.path, rows.train, rows.id, ids, rows.files)
+    if found.found < len(ids):
+        raise missing(rows.folder.path, rows.train, ids, found)
+    rows.matched = found
+
+
+def _match_test(rows: Rows, draft: Draft) -> None:
+    given = draft.given.get("data.test_images")
+    ids = rows.test_ids
+    if not ids:
+        rows.tested = _unlabelled(rows, given)
+        if rows.matched.patterns:
+            raise UserError(
+                f"no table lists the test images, and files are called {some(rows.matched.patterns)}, so that their "
+                "ids are unknown; give data.test_csv=FILE or data.sample=FILE"
+            )
+        return
+    table = rows.test or rows.sample
+    leaving(ids, shown(rows.folder.path / table))
+    found = match(ids, rows.files, "test", given, rows.matched.patterns or draft.given.get("data.files", ()))
+    if found.found <= FEW * len(ids):
+        _several_rows_an_image(rows, ids)
+        id_ = rows.id if rows.test else str(rows.sample_table.columns[0])  # type: ignore[union-attr]
+        raise nothing_fits(rows.folder.path, table, id_, ids, rows.files)
+    if found.found < len(ids):
+        raise missing(rows.folder.path, table, ids, found)
+    if found.patterns != rows.matched.patterns:
+        both = match(rows.table[rows.id].tolist(), rows.files, "train", rows.matched.folder, found.patterns)
+        if both.patterns != found.patterns:
+            raise UserError(
+                f"the files of {rows.train or 'the training images'} are called "
+                f"{some(rows.matched.patterns or ['{id}'])}, those of {table} {some(found.patterns or ['{id}'])}: one "
+                "data.files must do for both; put the files' names into the tables"
+            )
+        rows.matched = both
+    rows.tested = found
+
+
+def _several_rows_an_image(rows: Rows, ids: list[str]) -> None:
+    """Raise UserError if the sample's ids are an image's id with something behind it, as in one row a class."""
+    heads = [name.rpartition("_")[0] for name in ids]
+    if rows.files.share(heads) >= COVERED:
+        tails = sorted({name.rpartition("_")[2] for name in ids})
+        raise UserError(
+            f"{shown(rows.folder.path / rows.sample)} has several rows an image: {some(ids)} are images with one of "
+            f"{some(tails)} behind them; this form of submission is not supported: give a sample with one row an "
+            "image, data.sample=FILE, and turn the submission round afterwards"
+        )
+
+
+def _unlabelled(rows: Rows, given: str | None) -> Match:
+    """The images of the folder for testing, where no table lists them."""
+    if given is not None:
+        return Match(given, [], rows.files.inside(given))
+    used = set(rows.matched.files)
+    for folder in rows.files.folders("test"):
+        inside = rows.files.inside(folder)
+        if hint(folder, "test") == 1 and not used & {f"{folder}/{name}" for name in inside}:
+            return Match(folder, [], inside)
+    return Match("", [], [])
+
+
+# --- a folder for each class --------------------------------------------------------------------------------------
+
+
+def _by_folder(folder: Folder, files: Files, draft: Draft) -> Rows:
+    place = draft.given.get("data.train_images", class_folders(files))
+    if place is None:
+        raise UserError(f"{shown(folder.path)} has no folder for each class, and data.train_csv is empty")
+    inside = files.inside(place)
+    target = next(iter(draft.given.get("data.target", [])), "label")
+    id_ = draft.given.get("data.id", "id")
+    plain = [name for name in inside if hint(top(name), "train") > MASKED]
+    if len(plain) < len(inside):  # images and their masks, not classes
+        prefix = "" if place == "." else place + "/"
+        found = match([prefix + name for name in plain], files, "train")
+        table = pd.DataFrame({id_: [name[len(found.folder) :].lstrip("/") for name in found.files]}, dtype=str)
+        return Rows(folder, files, table, id_, "", matched=found, by_folder=True)
+    table = pd.DataFrame({id_: inside, target: [name.partition("/")[0] for name in inside]}, dtype=str)
+    prefix = "" if place == "." else place + "/"
+    found = Match(place, [], [prefix + name for name in inside])
+    return Rows(folder, files, table, id_, "", matched=found, by_folder=True)
+
+
+# --- into the draft -----------------------------------------------------------------------------------------------
+
+
+def _settle(rows: Rows, draft: Draft) -> None:
+    train, tests = len(rows.table), len(rows.tested.files)
+    if rows.by_folder:
+        draft.set("data.train_csv", "", f"no table: each folder in {rows.matched.folder} is a class")
+    else:
+        draft.set("data.train_csv", rows.train, f"{train} rows, and the columns {some(rows.table.columns, 8)}")
+    if rows.test_table is not None:
+        draft.set("data.test_csv", rows.test, f"{tests} rows, and the columns {some(rows.test_table.columns, 8)}")
+    asks = "none in the folder: one is made of the ids and the target"
+    if rows.sample_table is not None:
+        asks = f"{len(rows.sample_table)} rows: {some(rows.sample_table.columns, 6)}"
+    draft.set("data.sample", rows.sample, asks)
+    kinds = _kinds(rows.matched.files)
+    draft.set("data.train_images", rows.matched.folder or ".", f"an image for each of the {train} rows: {kinds}")
+    if tests:
+        draft.set("data.test_images", rows.tested.folder or ".", f"{tests} images: {_kinds(rows.tested.files)}")
+    else:
+        draft.set("data.test_images", "", "no test images seen")
+    _settle_ids(rows, draft)
+
+
+def _settle_ids(rows: Rows, draft: Draft) -> None:
+    ids = rows.table[rows.id]
+    example = "" if len(ids.iloc[0]) > 30 else f"{ids.iloc[0]} is {rows.matched.files[0]}"
+    if rows.by_folder:
+        draft.set("data.id", rows.id, f"a path below {rows.matched.folder}, such as {ids.iloc[0]}")
+        return
+    sure = "" if ids.is_unique else f"; {int(ids.duplicated().sum())} rows repeat an id"
+    patterns = rows.matched.patterns
+    how = "its cells are in the files' names" if patterns else "its cells are the images' names"
+    draft.set("data.id", rows.id, f"{how}{': ' if example else ''}{example}{sure}")
+    if patterns or "data.files" in draft.given:
+        one = f"how the files are called: {example}"
+        draft.set("data.files", patterns, one if len(patterns) < 2 else "an image is all of these, as its channels")
+
+
+def _kinds(files: list[str]) -> str:
+    counts = Counter(os.path.splitext(name)[1] or "without suffix" for name in files)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.most_common(4))
+    return f"{kinds}, in folders" if len({top(name) for name in files}) > 1 else kinds

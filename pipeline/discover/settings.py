@@ -1,0 +1,110 @@
+"""Sizes, models and lengths of training that suit the images and their number."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from pipeline import registry
+from pipeline.discover.columns import column
+from pipeline.discover.draft import Draft
+from pipeline.discover.looks import Looks
+from pipeline.discover.rows import Rows
+from pipeline.discover.targets import Target
+from pipeline.tasks import facts
+
+SMALL = 64  # images up to this side stay at their own size, and train from random weights
+USUAL = 224
+FOLDS = 5
+RARE = 0.01  # share of the rows in classes of fewer rows than folds for whose sake there are no fewer folds
+STEPS = 20  # an epoch has at least so many where possible
+LEAST_BATCH, MOST_BATCH, LARGE_BATCH = 8, 64, 32
+
+
+def settle_training(rows: Rows, target: Target, looks: Looks, draft: Draft) -> None:
+    """Folds, models, size, batch, epochs, rate and augmentation."""
+    folds = _settle_folds(rows, target, draft)
+    small = _settle_size(looks, draft) <= SMALL
+    if small:
+        draft.set("models", ["small_image", "resnet18"], "files of configs/model/; the quick recipe takes the first")
+        draft.set("pretrained", False, "small images: from random weights, so nothing is downloaded")
+    else:
+        draft.set("models", ["resnet18", "effnet_b0"], "files of configs/model/; the quick recipe takes the first")
+        draft.set(
+            "pretrained", True, "timm's weights, downloaded once; without a network pretrained=false, or weights=FILE"
+        )
+    rows_learned = len(rows.table) * (1 - 1 / folds)
+    batch = batch_size(rows_learned, MOST_BATCH if draft.value("image_size") <= 128 else LARGE_BATCH)
+    steps = max(1, int(rows_learned // draft.given.get("batch_size", batch)))
+    draft.set("batch_size", batch, f"{steps} steps an epoch of {rows_learned:.0f} rows")
+    epochs = _epochs(steps, small)
+    draft.set("epochs", epochs, f"about {epochs * steps} steps in all")
+    draft.set("lr", 2e-3 if small else 3e-4, "for random weights" if small else "for pretrained weights")
+    _settle_augment(target, small, draft)
+
+
+def batch_size(rows: float, most: int) -> int:
+    """The largest power of two, 8 at least, that leaves 20 steps an epoch."""
+    fits = 2 ** int(math.log2(max(1, rows / STEPS)))
+    return int(min(most, max(LEAST_BATCH, fits)))
+
+
+def _epochs(steps: int, small: bool) -> int:
+    wanted = 1500 if small else 2000  # steps that a small net needs to get anywhere
+    return min(30 if small else 20, max(10, math.ceil(wanted / steps / 5) * 5))
+
+
+def _settle_size(looks: Looks, draft: Draft) -> int:
+    side = looks.side
+    if draft.value("data.box"):
+        return int(draft.set("image_size", USUAL, "the box's content, at the size the models were made for"))
+    if side <= SMALL:
+        size = max(16, 8 * math.ceil(side / 8))
+        return int(draft.set("image_size", size, f"near the images' own size: {looks.text()}"))
+    if side <= 160:
+        size = 32 * math.ceil(side / 32)
+        return int(draft.set("image_size", size, f"near the images' own size: {looks.text()}"))
+    return int(draft.set("image_size", USUAL, f"the usual size of the models; the images have {looks.text()}"))
+
+
+def _settle_folds(rows: Rows, target: Target, draft: Draft) -> int:
+    count, why = FOLDS, "the usual number"
+    counts = _class_counts(rows, target)
+    rare = {name: number for name, number in counts.items() if number < FOLDS}
+    if rare and sum(rare.values()) >= RARE * len(rows.table):
+        several = [number for number in counts.values() if number > 1]
+        count = max(2, min(several, default=2))
+        why = f"class {min(rare, key=lambda name: rare[name])} has only {min(rare.values())} rows"
+    elif rare:
+        draft.notes.append(f"{len(rare)} classes have fewer rows than there are folds")
+    group = draft.value("data.group")
+    if group:
+        groups = column(rows.table, group).cells.nunique()
+        if groups < count:
+            count, why = max(2, groups), f"{group} has only {groups} values"
+    count = min(count, max(2, len(rows.table)))
+    return int(draft.set("folds.count", count, why))
+
+
+def _class_counts(rows: Rows, target: Target) -> Counter[str]:
+    """Rows a class; empty for numbers."""
+    if facts(target.task)["form"] == "numbers":
+        return Counter()
+    if len(target.columns) > 1:
+        marks = {name: column(rows.table, name).numbers for name in target.columns}
+        return Counter({name: int((found > 0).sum()) for name, found in marks.items() if found is not None})
+    cells = column(rows.table, target.columns[0]).filled
+    if target.separator:
+        mark = None if target.separator == " " else target.separator
+        return Counter(label.strip() for cell in cells for label in cell.split(mark) if label.strip())
+    return Counter(cells)
+
+
+def _settle_augment(target: Target, small: bool, draft: Draft) -> None:
+    if "period" in registry.bind("tasks", target.task)[0].arguments:
+        draft.set("augment", "none()", "an angle does not bear the rotations of light()")
+    elif small or draft.given.get("symmetry", "none") == "none":
+        why = "small shifts, turns and scales" + ("" if small else "; with symmetry: hflip, medium() is stronger")
+        draft.set("augment", "light()", why)
+    else:
+        draft.set("augment", "medium()", "crops, flips, brightness and cutout, as symmetry allows")

@@ -1,0 +1,100 @@
+"""Write a competition's config from its folder: stage=new name=NAME data=DIR.
+
+Reads an unzipped Kaggle folder and writes configs/competition/NAME.yaml, in which each key says what was seen and why
+it was inferred; makes NAME the current competition; draws runs/NAME/preview.png. Any key on the command line wins over
+inference and is written too (metric=…, task=…, data.target=…). What cannot be inferred safely is asked for in one
+message, and then nothing is written. An existing config with the same values stays; with others the difference is
+shown, and overwrite=true replaces it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline import artefacts, competition, tasks
+from pipeline import config as settings
+from pipeline.artefacts import safe_name, shown
+from pipeline.config import Config, root
+from pipeline.console import Outcome, say
+from pipeline.discover import discover, preview, summary, writing
+from pipeline.errors import UserError
+
+OURS = ("stage", "name", "competition", "overwrite", "debug", "data.folder")  # arguments that are no setting of it
+
+
+def run(config: Config) -> list[Outcome]:
+    """Infer, check that the pipeline reads the folder as inferred, and only then write."""
+    began = time.perf_counter()
+    name, folder = _asked(config)
+    given = {key: settings.convert(key, text) for key, text in config.arguments.items() if key not in OURS}
+    found = discover(
+        folder, given, f"./run.sh stage=new name={name} data={shlex.quote(config.arguments['data.folder'])}"
+    )
+    found.draft.set("data.folder", _relative(found.rows.folder.path), "where the tables and images lie")
+    text = writing.render(found.draft, summary.header(name, found))
+    layer = writing.parsed(text, f"configs/competition/{name}.yaml")
+    read = None if found.target.later else _read(name, layer)
+    reused = _write(name, text, config.overwrite)
+    if read is None:
+        raise UserError(summary.later(name, found))
+    changed = writing.make_current(name)
+    path = root() / "runs" / name / "preview.png"
+    preview.draw(*read, summary.title(name, found), path)
+    say(summary.text(name, found, reused, changed))
+    note = f"{shown(root() / writing.path_of(name))}: {found.target.task}, {found.draft.value('metric')}"
+    return [Outcome("new", seconds=time.perf_counter() - began, note=note, reused=reused)]
+
+
+def _asked(config: Config) -> tuple[str, Path]:
+    """The competition's name and its folder, from the project's folder or from where the command was given."""
+    text = config.arguments.get("data.folder", "")
+    if not config.name or not text:
+        lacks = " and ".join(key for key, value in (("name=NAME", config.name), ("data=DIR", text)) if not value)
+        raise UserError(f"stage=new needs {lacks}: ./run.sh stage=new name=whales data=DIR, the unzipped Kaggle folder")
+    name, given = safe_name(config.name, "name"), Path(text).expanduser()
+    places = [root() / given, Path.cwd() / given]
+    found = next((place for place in places if place.is_dir()), None)
+    if found is not None:
+        return name, Path(os.path.abspath(found))  # a link stays as it is called
+    archive = next((place for place in places if place.is_file()), None)
+    if archive is not None:
+        raise UserError(f"data={text} is a file; unzip it first: unzip -d data/{name} {shlex.quote(str(archive))}")
+    raise UserError(f"data={text}, but there is no such folder in {root()}; give the unzipped Kaggle folder")
+
+
+def _relative(folder: Path) -> str:
+    """The folder as the config writes it: relative to the project where it lies inside."""
+    for home in (Path(os.path.abspath(root())), root().resolve()):
+        if folder.is_relative_to(home):
+            return str(folder.relative_to(home))
+    return str(folder)
+
+
+def _read(name: str, layer: dict[str, Any]) -> tuple[Config, competition.Competition]:
+    """The competition as every later stage will read it; UserError for what inference did not see."""
+    changes = {key.replace(".", "__"): value for key, value in layer.items()}
+    config = settings.replace(Config(), competition=name, **changes)
+    tasks.settle(config)
+    read = competition.load(config)
+    task = tasks.task_for(config, read)
+    task.targets(read.targets)
+    task.allowed(read.sample)
+    return config, read
+
+
+def _write(name: str, text: str, overwrite: bool) -> bool:
+    """Write the config; True if it stands already, UserError with the difference if it has other values."""
+    if writing.stands(name, text):
+        return True
+    differs = writing.difference(name, text)
+    if differs and not overwrite:
+        raise UserError(
+            f"{writing.path_of(name)} is there with other values, and stays as it is:\n{differs}\n"
+            "take the new one with overwrite=true, or another name=NAME"
+        )
+    artefacts.write_text(root() / writing.path_of(name), text)
+    return False

@@ -1,0 +1,344 @@
+"""Small drawn competition folders, one for each form in which Kaggle ships them: ``FORMS[name](root) -> folder``.
+
+Images are 12–40 px and can be learned: a class is a colour and a place of a bright square.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+NAMES = ("cat", "dog", "owl")
+
+
+def picture(number: float, seed: int, side: int = 16, channels: int = 3) -> np.ndarray:
+    """A noisy image with a bright square whose place, and whose colour, tell a number in 0…8."""
+    generator = np.random.default_rng(seed)
+    image = generator.integers(20, 70, (side, side, channels), dtype=np.uint8)
+    third, place = side // 3, int(number) % 9
+    top, left = place // 3 * third, place % 3 * third
+    image[top : top + third, left : left + third] = 200
+    image[..., place % channels] = np.minimum(255, image[..., place % channels].astype(int) + int(12 * number)).astype(
+        np.uint8
+    )
+    return image
+
+
+def save(path: Path, image: np.ndarray) -> None:
+    """Write an image under its suffix; npy as an array."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, image)
+        return
+    grey = image.shape[2] == 1
+    picture_ = Image.fromarray(image[..., 0] if grey else image)
+    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF"}.get(path.suffix.lower(), "PNG")
+    picture_.save(path, kind)
+
+
+def table(path: Path, header: str, rows: Iterable[Iterable[object]]) -> None:
+    """Write a csv with ``\\n`` line ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
+
+
+def _images(folder: Path, names: Iterable[str], numbers: Iterable[float], suffix: str = ".png", **looks: int) -> None:
+    for seed, (name, number) in enumerate(zip(names, numbers, strict=True)):
+        save(folder / f"{name}{suffix}", picture(number, seed, **looks))
+
+
+def _ids(count: int, first: int = 0) -> list[str]:
+    return [f"{(first + row) * 7919 % 99991:05d}x" for row in range(count)]
+
+
+def plain(root: Path) -> Path:
+    """train.csv, train_images, test_images, sample_submission.csv: one class of names, ids without suffix."""
+    train, test = _ids(24), _ids(6, 100)
+    numbers = [row % 3 for row in range(24)]
+    _images(root / "train_images", train, numbers)
+    _images(root / "test_images", test, [row % 3 for row in range(6)])
+    table(root / "train.csv", "id,label", zip(train, [NAMES[n] for n in numbers], strict=True))
+    table(root / "sample_submission.csv", "id,label", ((name, "cat") for name in test))
+    return root
+
+
+def suffixes(root: Path) -> Path:
+    """Ids with suffix under another column name, integer classes, one folder of images for train and test, JPEG."""
+    train, test = [f"{row}.jpg" for row in range(24)], [f"{row}.jpg" for row in range(24, 30)]
+    _images(root / "images", train, [row % 4 for row in range(24)], "")
+    _images(root / "images", test, [row % 4 for row in range(6)], "")
+    table(root / "Train.csv", "Image_ID,Category", ((name, row % 4) for row, name in enumerate(train)))
+    table(root / "Test.csv", "Image_ID", ((name,) for name in test))
+    table(root / "SampleSubmission.csv", "Image_ID,Category", ((name, 0) for name in test))
+    return root
+
+
+def nested(root: Path) -> Path:
+    """Everything one folder deeper, images in folders of sites, integer ids padded with zeros in the files."""
+    folder = root / "whales"
+    for row in range(24):
+        save(folder / "train" / f"site{row % 2}" / f"img_{row:05d}.png", picture(row % 3, row))
+    for row in range(24, 30):
+        save(folder / "test" / f"img_{row:05d}.png", picture(row % 3, row))
+    table(folder / "train_labels.csv", "image,species", ((row, NAMES[row % 3]) for row in range(24)))
+    table(folder / "sample_sub.csv", "image,species", ((row, "cat") for row in range(24, 30)))
+    return root
+
+
+def wrong_suffixes(root: Path) -> Path:
+    """Mixed and wrong suffixes (.Bmp that holds PNG), classes that differ only in case."""
+    classes, suffix = ("A", "a", "b"), (".Bmp", ".jpg", ".PNG")
+    for row in range(24):
+        save(root / "trainResized" / f"{row + 1}{suffix[row % 3]}", picture(row % 3, row, side=20))
+    for row in range(24, 30):
+        save(root / "testResized" / f"{row + 1}.Bmp", picture(row % 3, row, side=20))
+    table(root / "trainLabels.csv", "ID,Class", ((row + 1, classes[row % 3]) for row in range(24)))
+    table(root / "sampleSubmission.csv", "ID,Class", ((row + 1, "A") for row in range(24, 30)))
+    return root
+
+
+def class_folders(root: Path) -> Path:
+    """One folder a class, no csv at all; the test images lie flat."""
+    for row in range(24):
+        save(root / "train" / NAMES[row % 3] / f"{row}.jpg", picture(row % 3, row))
+    for row in range(6):
+        save(root / "test" / f"{row}.jpg", picture(row % 3, 50 + row))
+    return root
+
+
+def zipped(root: Path) -> Path:
+    """Images in zips that were not unpacked, and train.csv in one too."""
+    root.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("train", range(24)), ("test", range(24, 30))):
+        with zipfile.ZipFile(root / f"{name}.zip", "w") as archive:
+            for row in rows:
+                content = io.BytesIO()
+                Image.fromarray(picture(row % 3, row)).save(content, "PNG")
+                archive.writestr(f"{name}/{row}.png", content.getvalue())
+    rows_ = "".join(f"{row}.png,{NAMES[row % 3]}\n" for row in range(24))
+    with zipfile.ZipFile(root / "train.csv.zip", "w") as archive:
+        archive.writestr("train.csv", "filename,label\n" + rows_)
+    table(root / "sample_submission.csv", "filename,label", ((f"{row}.png", "cat") for row in range(24, 30)))
+    return root
+
+
+def one_hot(root: Path) -> Path:
+    """One 0/1 column a class of which one is 1; the sample's columns are spelt otherwise."""
+    train, test = _ids(24), _ids(6, 100)
+    _images(root / "images", [*train, *test], [row % 3 for row in range(30)], ".jpg")
+    table(root / "train.csv", "image_id,Healthy,Rust,Scab",
+          ((name, *(int(row % 3 == place) for place in range(3))) for row, name in enumerate(train)))  # fmt: skip
+    table(root / "test.csv", "image_id", ((name,) for name in test))
+    table(root / "sample_submission.csv", "image_id,healthy,rust,scab", ((name, 0.33, 0.33, 0.34) for name in test))
+    return root
+
+
+def class_columns(root: Path) -> Path:
+    """One column of names in training, one column of probabilities a class in the submission."""
+    train, test = _ids(24), _ids(6, 100)
+    _images(root / "train", train, [row % 3 for row in range(24)], ".jpg", side=40)
+    _images(root / "test", test, [row % 3 for row in range(6)], ".jpg", side=40)
+    table(root / "labels.csv", "id,breed", ((name, NAMES[row % 3]) for row, name in enumerate(train)))
+    table(root / "sample_submission.csv", "id,cat,dog,owl", ((name, 0.3333, 0.3333, 0.3334) for name in test))
+    return root
+
+
+def votes(root: Path) -> Path:
+    """Columns of votes in training, shares in the submission."""
+    train, test = _ids(24), _ids(6, 100)
+    _images(root / "train_images", train, [row % 3 for row in range(24)])
+    _images(root / "test_images", test, [row % 3 for row in range(6)])
+    shares = [(0.8, 0.1, 0.1), (0.1, 0.7, 0.2), (0.0, 0.25, 0.75)]
+    table(root / "train.csv", "id,a_share,b_share,c_share", ((name, *shares[r % 3]) for r, name in enumerate(train)))
+    table(root / "sample_submission.csv", "id,a_share,b_share,c_share", ((name, 0.4, 0.3, 0.3) for name in test))
+    return root
+
+
+def labels_in_a_cell(root: Path) -> Path:
+    """Several labels in one cell, blanks between them."""
+    cells = ("healthy", "rust", "scab", "rust scab", "healthy", "rust frog scab", "frog", "frog rust")
+    train, test = _ids(32), _ids(6, 100)
+    _images(root / "train_images", train, [row % 8 for row in range(32)], ".jpg", side=24)
+    _images(root / "test_images", test, [row % 8 for row in range(6)], ".jpg", side=24)
+    table(root / "train.csv", "image,labels", ((f"{name}.jpg", cells[row % 8]) for row, name in enumerate(train)))
+    table(root / "sample_submission.csv", "image,labels", ((f"{name}.jpg", "healthy") for name in test))
+    return root
+
+
+def labels_in_columns(root: Path) -> Path:
+    """Several 0/1 columns that do not sum to one."""
+    train, test = _ids(32), _ids(6, 100)
+    _images(root / "train", train, [row % 8 for row in range(32)], channels=1)
+    _images(root / "test", test, [row % 8 for row in range(6)], channels=1)
+    table(root / "train.csv", "StudyID,edema,mass,nodule",
+          ((name, row % 8 & 1, row % 8 >> 1 & 1, row % 8 >> 2 & 1) for row, name in enumerate(train)))  # fmt: skip
+    table(root / "sample_submission.csv", "StudyID,edema,mass,nodule", ((name, 0.5, 0.5, 0.5) for name in test))
+    return root
+
+
+def number(root: Path) -> Path:
+    """A float to regress, with metadata in both tables."""
+    train, test = _ids(32), _ids(8, 100)
+    _images(root / "train", train, [row % 9 for row in range(32)], ".jpg")
+    _images(root / "test", test, [row % 9 for row in range(8)], ".jpg")
+    rows = ((name, row % 2, 1 + row % 5, f"{10 + row % 9 * 2.5:.2f}") for row, name in enumerate(train))
+    table(root / "train.csv", "Id,Eyes,Legs,Charm", rows)
+    table(root / "test.csv", "Id,Eyes,Legs", ((name, row % 2, 1 + row % 5) for row, name in enumerate(test)))
+    table(root / "sample_submission.csv", "Id,Charm", ((name, "43.51") for name in test))
+    return root
+
+
+def grades(root: Path) -> Path:
+    """An ordered grade, and the patient of each image."""
+    train, test = _ids(40), _ids(6, 100)
+    _images(root / "train_images", train, [row % 5 for row in range(40)])
+    _images(root / "test_images", test, [row % 5 for row in range(6)])
+    rows = ((name, f"P{row // 4:03d}", row % 5) for row, name in enumerate(train))
+    table(root / "train.csv", "id_code,patient_id,diagnosis", rows)
+    table(root / "sample_submission.csv", "id_code,diagnosis", ((name, 0) for name in test))
+    return root
+
+
+def chance(root: Path) -> Path:
+    """0 or 1 in training, a probability in the submission; numbered files."""
+    train, test = [str(row) for row in range(1, 33)], [str(row) for row in range(1, 9)]
+    _images(root / "train", train, [row % 2 for row in range(32)], ".tif")
+    _images(root / "test", test, [row % 2 for row in range(8)], ".tif")
+    table(root / "train_labels.csv", "name,invasive", ((name, row % 2) for row, name in enumerate(train)))
+    table(root / "sample_submission.csv", "name,invasive", ((name, 0.5) for name in test))
+    return root
+
+
+def ranks(root: Path) -> Path:
+    """Three names a cell in the submission, the likeliest first."""
+    names = ("ant", "bee", "cow", "dog", "elk")
+    train, test = [f"{name}.png" for name in _ids(30)], [f"{name}.png" for name in _ids(6, 100)]
+    _images(root / "train", train, [row % 5 for row in range(30)], "")
+    _images(root / "test", test, [row % 5 for row in range(6)], "")
+    table(root / "train.csv", "Image,Id", ((name, names[row % 5]) for row, name in enumerate(train)))
+    table(root / "sample_submission.csv", "Image,Id", ((name, "ant bee cow") for name in test))
+    return root
+
+
+def places_of_classes(root: Path) -> Path:
+    """Names in training, a class's place in the submission; a second csv and boxes in both tables."""
+    train, test = _ids(24), _ids(6, 100)
+    _images(root / "train", train, [row % 3 for row in range(24)], side=32)
+    _images(root / "test", test, [row % 3 for row in range(6)], side=32)
+    table(
+        root / "train.csv", "id,x,y,w,h,label", ((name, 2, 3, 20, 20, NAMES[row % 3]) for row, name in enumerate(train))
+    )
+    table(root / "test.csv", "id,x,y,w,h", ((name, 2, 3, 20, 20) for name in test))
+    table(root / "weather.csv", "id,rain", ((name, row % 4) for row, name in enumerate([*train, *test])))
+    table(root / "sample_submission.csv", "id,label", ((name, 0) for name in test))
+    return root
+
+
+def channels(root: Path) -> Path:
+    """Four files an image, as in cellular images."""
+    for part, rows in (("train", range(24)), ("test", range(24, 30))):
+        for row in rows:
+            image = picture(row % 3, row)
+            for place, stain in enumerate(("red", "green", "blue", "yellow")):
+                save(root / part / f"cell{row:02d}_{stain}.png", image[..., place % 3 : place % 3 + 1])
+    table(root / "train.csv", "Id,Target", ((f"cell{row:02d}", row % 3) for row in range(24)))
+    table(root / "sample_submission.csv", "Id,Target", ((f"cell{row:02d}", 0) for row in range(24, 30)))
+    return root
+
+
+def arrays(root: Path) -> Path:
+    """npy files, two classes by name, the probability of one asked for; Windows' semicolon csv with decimal commas."""
+    for part, rows in (("train", range(24)), ("test", range(24, 30))):
+        for row in rows:
+            save(root / part / f"a{row}.npy", picture(row % 2, row))
+    lines = ["id;size;signal", *(f"a{row};{row % 5},5;{('no', 'yes')[row % 2]}" for row in range(24))]
+    (root / "train.csv").write_bytes(("\r\n".join(lines) + "\r\n").encode("utf-8-sig"))
+    (root / "test.csv").write_bytes("\r\n".join(["id;size", *(f"a{r};{r % 5},5" for r in range(24, 30))]).encode())
+    table(root / "sample_submission.csv", "id,signal", ((f"a{row}", 0.5) for row in range(24, 30)))
+    return root
+
+
+def kinds(root: Path) -> Path:
+    """Pictures of every kind: 1-bit, palette, grey, 16-bit, RGBA, CMYK, turned by EXIF; of 4 to 40 px, all grey."""
+    modes = ("1", "P", "L", "I;16", "RGBA", "CMYK", "EXIF", "LA")
+    for part, rows in (("train", range(32)), ("test", range(32, 40))):
+        (root / part).mkdir(parents=True)
+        for row in rows:
+            mode, side = modes[row % 8], (12, 4, 40, 20)[row // 8 % 4]
+            image = Image.fromarray(picture(row % 2 * 8, row, side, 1)[..., 0])
+            _save_as(image, mode, root / part / f"{row}.{'jpg' if mode in ('CMYK', 'EXIF') else 'png'}")
+    table(root / "train.csv", "id,damaged", ((row, ("no", "yes")[row % 2]) for row in range(32)))
+    table(root / "sample_submission.csv", "id,damaged", ((row, "no") for row in range(32, 40)))
+    return root
+
+
+def _save_as(image: Image.Image, mode: str, path: Path) -> None:
+    if mode == "I;16":
+        Image.fromarray(np.asarray(image).astype(np.uint16) * 257).save(path)
+    elif mode == "EXIF":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(path, exif=exif)
+    else:
+        (image.quantize(32) if mode == "P" else image.convert("RGB").convert(mode)).save(path)
+
+
+def angle(root: Path) -> Path:
+    """A direction in degrees."""
+    train, test = _ids(32), _ids(6, 100)
+    _images(root / "train", train, [row % 9 for row in range(32)])
+    _images(root / "test", test, [row % 9 for row in range(6)])
+    table(root / "train.csv", "id,angle", ((name, 40 * (row % 9) + 0.5) for row, name in enumerate(train)))
+    table(root / "sample_submission.csv", "id,angle", ((name, 0.0) for name in test))
+    return root
+
+
+def no_sample(root: Path) -> Path:
+    """train.csv and test.csv with a group, and no sample submission."""
+    train, test = _ids(30), _ids(6, 100)
+    _images(root / "train", train, [row % 3 for row in range(30)])
+    _images(root / "test", test, [row % 3 for row in range(6)])
+    rows = ((name, f"scene{row // 5}", NAMES[row % 3]) for row, name in enumerate(train))
+    table(root / "train.csv", "id,scene,animal", rows)
+    table(root / "test.csv", "id", ((name,) for name in test))
+    return root
+
+
+def masks(root: Path) -> Path:
+    """Run-length encoded masks: segmentation."""
+    train, test = _ids(8), _ids(4, 100)
+    _images(root / "train_images", train, [row % 3 for row in range(8)])
+    _images(root / "test_images", test, [row % 3 for row in range(4)])
+    table(root / "train.csv", "ImageId,EncodedPixels", ((name, "1 3 20 4") for name in [*train, *train]))
+    table(root / "sample_submission.csv", "ImageId,EncodedPixels", ((name, "1 1") for name in test))
+    return root
+
+
+def matches(root: Path) -> Path:
+    """Queries and a gallery: retrieval."""
+    train, test = _ids(12), _ids(8, 100)
+    _images(root / "train_images", train, [row % 3 for row in range(12)])
+    _images(root / "test_images", test, [row % 3 for row in range(8)])
+    table(root / "train.csv", "id,label", ((name, NAMES[row % 3]) for row, name in enumerate(train)))
+    table(root / "test.csv", "id,role", ((name, "query" if row < 3 else "gallery") for row, name in enumerate(test)))
+    table(root / "sample_submission.csv", "id,matches", ((name, " ".join(test[3:])) for name in test[:3]))
+    return root
+
+
+FORMS: dict[str, Callable[[Path], Path]] = {
+    form.__name__: form
+    for form in (
+        plain, suffixes, nested, wrong_suffixes, class_folders, zipped, one_hot, class_columns, votes, labels_in_a_cell,
+        labels_in_columns, number, grades, chance, ranks, places_of_classes, channels, arrays, no_sample, kinds,
+    )
+}  # fmt: skip
+
+
+def write(name: str, root: Path) -> Path:
+    """Draw a form into a folder of its own below root."""
+    return FORMS[name](root / name)
