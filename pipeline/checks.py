@@ -17,7 +17,7 @@ from pipeline.data import Batch, Joined, Loader, draw
 from pipeline.hardware import Hardware
 from pipeline.runs import Run
 from pipeline.tasks import Task, task_for
-from pipeline.training import fresh_network, member_table
+from pipeline.training import counts_of, fresh_network, member_table
 
 OVERFIT_STEPS = 200  # most optimizer steps on one batch; ends as soon as the batch is known by heart
 GRADIENT_STEPS = 3  # a zero-initialised last norm lets no gradient through in the first step
@@ -46,7 +46,7 @@ def all_checks(run: Run) -> list[Check]:
     table = member_table(run, task, (0,), images.broken)
     sample = table.take(np.sort(draw(plain.seed).permutation(len(table))[:SAMPLE_ROWS]))
     loader = Loader(Joined([images.train]), sample, plain)
-    bench = Bench(run, task, machine)
+    bench = Bench(run, task, machine, counts_of(table, task))
     return [
         check_labels(task, run),
         check_images(images.train, sample.rows),
@@ -60,8 +60,8 @@ def all_checks(run: Run) -> list[Check]:
 class Bench:
     """Fresh learners and their optimizer, each check with its own."""
 
-    def __init__(self, run: Run, task: Task, machine: Hardware) -> None:
-        self.run, self.task, self.machine = run, task, machine
+    def __init__(self, run: Run, task: Task, machine: Hardware, counts: np.ndarray | None) -> None:
+        self.run, self.task, self.machine, self.counts = run, task, machine, counts
 
     @property
     def config(self) -> Config:
@@ -71,7 +71,9 @@ class Bench:
     def start(self) -> None:
         """A fresh network, as member 0 starts."""
         self.fabric = engine.make_fabric(self.machine)
-        self.learner = learner.Learner(fresh_network(self.run, self.task, (0,)), self.config, self.task.learns)
+        self.learner = learner.Learner(
+            fresh_network(self.run, self.task, (0,)), self.config, self.task.learns, self.counts
+        )
         parameters = [p for p in self.learner.parameters() if p.requires_grad]
         optimizer = registry.build("optims", self.config.optim)(parameters, self.config.lr)
         self.module, self.optimizer = self.fabric.setup(self.learner.to(memory_format=torch.channels_last), optimizer)

@@ -517,11 +517,24 @@ def check(config: Config) -> None:
             raise UserError(f"{name} is empty, but needs at least one value: {keys()[name].rules['help']}")
         for item in value if isinstance(value, list) else [value]:
             _check_value(keys()[name], item)
+    registry.build("schedules", config.schedule)(0, 1000)  # a schedule may refuse its arguments together
+    _check_pair(config)
     backbone_names.check(config.backbone)
     if config.stage != "new":  # what it writes is checked when it is whole
         tasks.check(config)
     check_symmetry(config.views, config.symmetry, "views", config.competition)
     check_symmetry([config.augment], config.symmetry, "augments", config.competition)
+
+
+def _check_pair(config: Config) -> None:
+    """An optimizer that needs an average of its own, and that average, come together."""
+    average = registry.parse(config.average).name
+    needed = registry.facts("optims", config.optim).get("average")
+    serves = {part.facts["average"]: name for name, part in registry.parts("optims").items() if "average" in part.facts}
+    if needed and average != needed:
+        raise UserError(f"optim={config.optim} needs its own average; add average={needed}()")
+    if average in serves and not needed:
+        raise UserError(f"average={config.average} serves optim={serves[average]}() alone; choose another average")
 
 
 def _check_value(key: Key, value: Any) -> None:

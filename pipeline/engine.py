@@ -6,6 +6,7 @@ Its whole state lies in ``last.ckpt``: a run that is killed goes on in mid-epoch
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import signal
 import time
@@ -28,6 +29,7 @@ from pipeline.hardware import Hardware
 from pipeline.journal import Journal
 from pipeline.learner import Learner
 
+STATISTICS_BATCHES = 64  # from so many batches BatchNorm's statistics are recomputed, where an average asks for it
 CHECK_STEPS = 50  # steps between two looks at the loss for NaN; a look waits for the device
 
 
@@ -55,15 +57,15 @@ def fit(
     optimizer = registry.build("optims", config.optim)(parameters, config.lr)
     schedule = registry.build("schedules", config.schedule)
     module, optimizer = fabric.setup(learner.to(memory_format=torch.channels_last), optimizer)
-    average = registry.build("averages", config.average)(learner.network)
+    groups = math.ceil(train.steps / config.train.accumulate)  # the last one of an epoch may be smaller
+    total = config.epochs * groups
+    average = registry.build("averages", config.average)(learner.network, total)
     for options in optimizer.param_groups:
         options["initial_lr"] = options["lr"]
     state = State(learner, optimizer, average, getattr(fabric.strategy.precision, "scaler", None), folder)
     progress = state.load() or Progress()
     journal = Journal(folder, progress.history)
     clock = Clock(config.train.checkpoint_seconds)
-    groups = math.ceil(train.steps / config.train.accumulate)  # the last one of an epoch may be smaller
-    total = config.epochs * groups
 
     with stop_signals() as stopping, console.progress(folder.name, config.epochs * train.steps) as advance:
         advance(progress.epoch * train.steps + progress.step)
@@ -100,10 +102,12 @@ def fit(
                     if stopping():
                         raise KeyboardInterrupt
             progress.loss = _finite(float(running), progress, config, folder)
+            waited, images = train.waited, (train.steps - first) * train.batch_size
+            with averaged(learner.network, average) as network, fabric.autocast(), torch.no_grad():
+                average.finish(network, _images(train, progress.epoch, fabric.device))
             row = _end_epoch(progress, state, config, validate)
-            images = (train.steps - first) * train.batch_size
             lr = optimizer.param_groups[0]["lr"]
-            journal.add(row, lr, images, time.perf_counter() - began, train.waited)
+            journal.add(row, lr, images, time.perf_counter() - began, waited)
             if stopping():  # it came during validation, perhaps the last one: the next fold must not start
                 state.save(progress)
                 raise KeyboardInterrupt
@@ -152,6 +156,12 @@ class Clock:
         state.save(progress)
         self.last = time.monotonic()
         self.cost = self.last - began
+
+
+def _images(train: Loader, epoch: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """A few batches of an epoch's images, made only if somebody asks for them."""
+    for batch in itertools.islice(train.epoch(epoch), STATISTICS_BATCHES):
+        yield batch.images.to(device)
 
 
 def _seed(seed: int, epoch: int, step: int) -> Any:

@@ -19,9 +19,14 @@ from pipeline.parts.losses import DISTILLATIONS
 class Learner(nn.Module):
     """network + loss (+ soft labels of a teacher): ``forward`` gives the weighted mean loss of a batch."""
 
-    def __init__(self, network: Network, config: Config, learns: Form = CLASSES) -> None:
+    def __init__(
+        self, network: Network, config: Config, learns: Form = CLASSES, counts: np.ndarray | None = None
+    ) -> None:
+        """counts: (C,) the rows of each class among those that the member learns from, for losses that weigh by them."""
         super().__init__()
         self.network = network
+        self.register_buffer("counts", None if counts is None else torch.from_numpy(counts).float(), persistent=False)
+        self.counted = bool(registry.facts("losses", config.loss).get("counts"))
         self.distil = DISTILLATIONS[learns.name]
         self.loss = registry.build("losses", config.loss)
         self.mix = registry.build("mixes", config.mix) if mixes(config) else None
@@ -33,7 +38,7 @@ class Learner(nn.Module):
         if self.mix is not None:
             images, batch = self._mixed(images, batch, generator)
         outputs = self.network.outputs(images)
-        rows = self.loss(outputs, batch.targets)
+        rows = self.loss(outputs, batch.targets, *([self.counts] if self.counted else []))
         if batch.soft is not None and batch.share is not None:
             taught = self.distil(outputs, batch.soft, temperature=self.temperature)
             rows = (1 - batch.share) * rows + batch.share * taught

@@ -152,6 +152,9 @@ def bind(kind: str, text: str) -> tuple[Part, Call]:
             raise UserError(f"{text!r}: {call.name} has no argument {key!r}; {takes}{hint}")
         _check_type(text, key, value, chosen.types.get(key, ""))
         _check_allowed(text, key, value, chosen.facts.get("allowed", {}).get(key))
+        if key in chosen.facts.get("calls", {}):  # an argument that is itself a call-string, or several
+            for inner in [value] if isinstance(value, str) else value:
+                bind(chosen.facts["calls"][key], inner)
     missing = [k for k, v in chosen.arguments.items() if v is REQUIRED and k not in call.arguments]
     if missing:
         raise UserError(f"{text!r}: {chosen.signature} needs {', '.join(missing)}")

@@ -37,7 +37,7 @@ def train_member(run: Run, held_out: tuple[int, ...]) -> dict[str, Any]:
         table = _join_extra(table, run, task, held_out, outside)
         pictures.append(stores.extra_store(config, outside))
     fabric = engine.make_fabric(machine)
-    student = learner.Learner(fresh_network(run, task, held_out), config, task.learns)
+    student = learner.Learner(fresh_network(run, task, held_out), config, task.learns, counts_of(table, task))
     loader = Loader(Joined(pictures), table, config)
     validate = _validation(run, task, held_out, images.train) if len(held_out) == 1 else None
     progress = engine.fit(fabric, student, loader, config, run.member(held_out), validate)
@@ -49,6 +49,13 @@ def train_member(run: Run, held_out: tuple[int, ...]) -> dict[str, Any]:
         "best_epoch": progress.best_epoch + 1,
         "seconds": time.perf_counter() - began,
     }
+
+
+def counts_of(table: Table, task: Task) -> np.ndarray | None:
+    """(C,) how many of the member's own rows are of each class or label, soft ones by their share; None of numbers."""
+    if not task.learns.bounded:
+        return None
+    return task.learns.dense(table.targets, task.outputs).sum(axis=0, dtype=np.float64)
 
 
 def fresh_network(run: Run, task: Task, held_out: tuple[int, ...]) -> network.Network:

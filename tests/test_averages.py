@@ -1,12 +1,16 @@
-"""The exponential moving average against its formula, and what it does to BatchNorm."""
+"""Averages against their formulas, and what they do to BatchNorm."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from pipeline.parts.averages import ema, none
+from pipeline.checkpoint import averaged
+from pipeline.errors import UserError
+from pipeline.parts.averages import ema, none, polyak, recompute_statistics, swa
 
 
 def model() -> nn.Module:
@@ -81,3 +85,133 @@ def test_none_keeps_nothing() -> None:
     average.apply_to(network)
     assert average.state_dict() == {}
     assert torch.equal(network[0].weight, before)
+
+
+def drift(network: nn.Module, average, total: int) -> list[dict[str, torch.Tensor]]:
+    """Wander for so many steps; returns the parameters after each, in double precision."""
+    visited = []
+    for step in range(total):
+        wander(network, step)
+        average.update(network, step)
+        visited.append({name: tensor.detach().double().clone() for name, tensor in network.named_parameters()})
+    return visited
+
+
+def expect_mean(average, network: nn.Module, visited: list[dict[str, torch.Tensor]], weights: list[float]) -> None:
+    """The average applied is this weighted mean of the parameters, and has the network's buffers."""
+    target = model()
+    average.apply_to(target)
+    for name, parameter in target.named_parameters():
+        stacked = torch.stack([place[name] for place in visited])
+        shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+        expected = (shares.reshape(-1, *[1] * parameter.ndim) * stacked).sum(dim=0)
+        torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-5)
+    for name, buffer in network.named_buffers():
+        assert torch.equal(dict(target.named_buffers())[name], buffer)
+
+
+@pytest.mark.parametrize("power", [0, 1, 3])
+def test_polyak_is_the_mean_weighted_by_the_step(power: int) -> None:
+    network = model()
+    average = polyak(network, power=power)
+    visited = drift(network, average, 9)
+    rising = [math.comb(step + power, power) for step in range(9)]  # Shamir & Zhang: near step ** power
+    expect_mean(average, network, visited, rising)
+
+
+def test_polyak_after_one_step_is_the_model() -> None:
+    network = model()
+    average = polyak(network)
+    wander(network, 0)
+    average.update(network, 0)
+    assert all(torch.equal(average.weights[name], value) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("total", "start", "every", "taken"),
+    [
+        (12, 0.75, 1, [9, 10, 11]),
+        (12, 0.5, 2, [6, 8, 10]),
+        (12, 0.0, 5, [0, 5, 10]),
+        (12, 1.0, 1, [11]),
+        (1, 0.75, 1, [0]),
+    ],
+)
+def test_swa_is_the_mean_of_the_last_part(total: int, start: float, every: int, taken: list[int]) -> None:
+    network = model()
+    average = swa(network, total, start=start, every=every)
+    visited = drift(network, average, total)
+    last = taken[-1]
+    if last < total - 1:  # the buffers are those of the last weights taken in
+        network = model()
+        drift(network, swa(network, total), last + 1)
+    expect_mean(average, network, visited, [float(step in taken) for step in range(total)])
+
+
+def test_swa_is_the_model_until_it_begins() -> None:
+    network = model()
+    average = swa(network, 8, start=0.5)
+    drift(network, average, 4)
+    assert all(torch.equal(average.weights[name], value) for name, value in network.state_dict().items())
+
+
+def test_swa_must_know_the_total() -> None:
+    with pytest.raises(UserError, match="steps of the whole training"):
+        swa(model())
+
+
+def deep() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5, momentum=0.3)
+    )
+
+
+def test_statistics_are_recomputed_as_torchs_update_bn_does() -> None:
+    images = [torch.randn(6, 3, 8, 8) * 3 + 1 for _ in range(4)]
+    network, other = deep(), deep()
+    network[0](images[0])
+    with torch.no_grad():
+        network[0].weight.mul_(2)
+        other[0].weight.mul_(2)
+    network.eval()
+    recompute_statistics(network, iter(images))
+    torch.optim.swa_utils.update_bn(images, other)
+    for name, buffer in other.named_buffers():
+        torch.testing.assert_close(dict(network.named_buffers())[name], buffer)
+    assert not any(layer.training for layer in network.modules())
+    assert [network[1].momentum, network[4].momentum] == [0.1, 0.3]
+    assert not torch.equal(network[1].running_mean, torch.zeros(4))
+
+
+def test_statistics_are_those_without_dropout_and_draw_nothing() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3, affine=False))
+    images = torch.randn(8, 3)
+    before = torch.get_rng_state()
+    network.train()
+    recompute_statistics(network, [images])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(layer.training for layer in network.modules())
+    torch.testing.assert_close(network[1].running_mean, images.mean(dim=0))
+    with pytest.raises(ValueError, match="no images"):
+        recompute_statistics(network, [])
+    recompute_statistics(nn.Linear(3, 2), [])
+
+
+def test_swa_keeps_the_statistics_that_it_finished_with() -> None:
+    """As fit would call it: within averaged, then the weights are saved."""
+    network = model()
+    average = swa(network, 6, start=0.5)
+    drift(network, average, 6)
+    own = {name: value.clone() for name, value in network.state_dict().items()}
+    images = [torch.randn(16, 3) * 5]
+    with averaged(network, average):
+        average.finish(network, images)
+        finished = {name: value.clone() for name, value in network.state_dict().items()}
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in own.items())
+    with averaged(network, average) as predicting:
+        assert all(torch.equal(predicting.state_dict()[name], value) for name, value in finished.items())
+        seen = predicting[0](images[0])
+        torch.testing.assert_close(predicting[1].running_mean, seen.mean(dim=0))
+    assert not torch.equal(finished["1.running_mean"], own["1.running_mean"])

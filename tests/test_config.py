@@ -228,3 +228,18 @@ def test_every_key_says_what_it_means_and_takes_its_own_default() -> None:
     for name, key in config.keys().items():
         assert key.rules["help"], name
     config.check(config.Config())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"optim": "schedule_free()"}, "needs its own average; add average=schedule_free"),
+        ({"average": "schedule_free()"}, "serves optim=schedule_free.. alone"),
+        ({"optim": "lookahead(inner='adaam()')"}, "did you mean adam"),
+        ({"loss": "total(losses=['cross_entropy()', 'focl()'], weights=[1, 1])"}, "did you mean focal"),
+        ({"schedule": "ladder(at=[0.5], rates=[1, 2, 3])"}, "ladder"),
+    ],
+)
+def test_parts_that_do_not_go_together_fail_before_any_work(project, words: dict[str, str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        config.compose(words)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
+from sklearn.metrics import fbeta_score
 
-from pipeline.parts import losses
+from pipeline import registry
+from pipeline.errors import UserError
+from pipeline.parts import heads, losses
+from pipeline.torchvision_fix import fix_torchvision
 
 
 def softmax(scores: list[float]) -> list[float]:
@@ -68,6 +73,122 @@ def slow_huber(numbers: list[float], truth: list[float], delta: float = 1.0) -> 
     return sum(e * e / 2 if e <= delta else delta * (e - delta / 2) for e in errors) / len(truth)
 
 
+def slow_weighted(scores: list[float], truth: list[float], weights: list[float], smoothing: float = 0.0) -> float:
+    smooth = [(1 - smoothing) * t + smoothing / len(scores) for t in truth]
+    return -sum(w * t * math.log(p) for w, t, p in zip(weights, smooth, softmax(scores), strict=True))
+
+
+def slow_poly1(scores: list[float], truth: list[float], epsilon: float = 1.0) -> float:
+    return sum(t * (-math.log(p) + epsilon * (1 - p)) for t, p in zip(truth, softmax(scores), strict=True))
+
+
+def slow_symmetric(
+    scores: list[float], truth: list[float], alpha: float = 0.1, beta: float = 1.0, log_zero: float = -4.0
+) -> float:
+    """Each class in turn is the truth, whose one-hot label has log 1 = 0 and log 0 = log_zero."""
+    value, chances = 0.0, softmax(scores)
+    for y, weight in enumerate(truth):
+        reverse = -sum(p * (0.0 if k == y else log_zero) for k, p in enumerate(chances))
+        value += weight * (-alpha * math.log(chances[y]) + beta * reverse)
+    return value
+
+
+def log_t(value: float, t: float) -> float:
+    return math.log(value) if t == 1 else (value ** (1 - t) - 1) / (1 - t)
+
+
+def exp_t(value: float, t: float) -> float:
+    return math.exp(value) if t == 1 else max(0.0, 1 + (1 - t) * value) ** (1 / (1 - t))
+
+
+def slow_bi_tempered(scores: list[float], truth: list[float], t1: float = 0.8, t2: float = 1.2) -> float:
+    """The norm by bisection; the Bregman divergence from each class in turn, whose one-hot label has log_t(1) = 0."""
+    low, high = max(scores), max(scores) + 1e4
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(exp_t(s - middle, t2) for s in scores) > 1 else (low, middle)
+    chances = [exp_t(score - low, t2) for score in scores]
+    value = 0.0
+    for y, weight in enumerate(truth):
+        bregman = -log_t(chances[y], t1) - (1 - sum(p ** (2 - t1) for p in chances)) / (2 - t1)
+        value += weight * bregman
+    return value
+
+
+def slow_margin(scores: list[float], truth: list[float], s: float, shift) -> float:
+    """Softmax over s · cosines, in which each class in turn is the truth and has its angle or cosine shifted."""
+    value = 0.0
+    for y, weight in enumerate(truth):
+        moved = [s * shift(score / s) if k == y else score for k, score in enumerate(scores)]
+        value -= weight * math.log(softmax(moved)[y])
+    return value
+
+
+def slow_normface(scores: list[float], truth: list[float], s: float) -> float:
+    return slow_cross_entropy(scores, truth)
+
+
+def slow_cosface(scores: list[float], truth: list[float], s: float, m: float = 0.35) -> float:
+    return slow_margin(scores, truth, s, lambda cosine: cosine - m)
+
+
+def slow_arcface(scores: list[float], truth: list[float], s: float, m: float = 0.5) -> float:
+    def shift(cosine: float) -> float:
+        angle = math.acos(cosine)
+        return math.cos(angle + m) if angle + m < math.pi else cosine - math.sin(math.pi - m) * m
+
+    return slow_margin(scores, truth, s, shift)
+
+
+def slow_sphereface(scores: list[float], truth: list[float], s: float, m: float = 1.35) -> float:
+    def shift(cosine: float) -> float:
+        angle = m * math.acos(cosine)
+        k = next(k for k in range(20) if k * math.pi <= angle <= (k + 1) * math.pi)
+        return (-1) ** k * math.cos(angle) - 2 * k
+
+    return slow_margin(scores, truth, s, shift)
+
+
+def slow_focal_labels(scores: list[float], truth: list[float], gamma: float = 2.0, alpha: float = 0.25) -> float:
+    value = 0.0
+    for score, there in zip(scores, truth, strict=True):
+        chance = 1 / (1 + math.exp(-score))
+        right = chance * there + (1 - chance) * (1 - there)
+        cross = -there * math.log(chance) - (1 - there) * math.log(1 - chance)
+        value += (alpha * there + (1 - alpha) * (1 - there)) * (1 - right) ** gamma * cross
+    return value / len(scores)
+
+
+def slow_asymmetric(
+    scores: list[float], truth: list[float], gamma_negative=4.0, gamma_positive=1.0, clip: float = 0.05
+) -> float:
+    value = 0.0
+    for score, there in zip(scores, truth, strict=True):
+        chance = 1 / (1 + math.exp(-score))
+        shifted = max(chance - clip, 0)
+        value -= there * (1 - chance) ** gamma_positive * math.log(chance)
+        value -= (1 - there) * shifted**gamma_negative * math.log(1 - shifted)
+    return value / len(scores)
+
+
+def slow_soft_f_beta(scores: list[float], truth: list[float], beta: float = 1.0, smooth: float = 1.0) -> float:
+    chances = [1 / (1 + math.exp(-score)) for score in scores]
+    hits = sum(p * t for p, t in zip(chances, truth, strict=True))
+    extra = sum(p * (1 - t) for p, t in zip(chances, truth, strict=True))
+    missed = sum((1 - p) * t for p, t in zip(chances, truth, strict=True))
+    above = (1 + beta**2) * hits + smooth
+    return 1 - above / (above + extra + beta**2 * missed)
+
+
+def slow_log_cosh(numbers: list[float], truth: list[float]) -> float:
+    return sum(math.log(math.cosh(a - b)) for a, b in zip(numbers, truth, strict=True)) / len(truth)
+
+
+def slow_quantile(numbers: list[float], truth: list[float], q: float = 0.5) -> float:
+    errors = [b - a for a, b in zip(numbers, truth, strict=True)]
+    return sum(q * e if e > 0 else (q - 1) * e for e in errors) / len(truth)
+
+
 @pytest.mark.parametrize(
     ("loss", "slow", "keywords"),
     [
@@ -87,6 +208,26 @@ def slow_huber(numbers: list[float], truth: list[float], delta: float = 1.0) -> 
         (losses.hinge, slow_hinge, {"margin": 0.3}),
         (losses.distillation, slow_distillation, {"temperature": 1.0}),
         (losses.distillation, slow_distillation, {"temperature": 4.0}),
+        (losses.weighted_cross_entropy, slow_weighted, {"weights": [1.0, 0.0, 3.0, 0.5, 2.0]}),
+        (losses.weighted_cross_entropy, slow_weighted, {"weights": [1.0, 0.2, 3.0, 0.5, 2.0], "smoothing": 0.2}),
+        (losses.poly1, slow_poly1, {}),
+        (losses.poly1, slow_poly1, {"epsilon": 2.0}),
+        (losses.symmetric_cross_entropy, slow_symmetric, {}),
+        (losses.symmetric_cross_entropy, slow_symmetric, {"alpha": 2.0, "beta": 0.3, "log_zero": -6.0}),
+        (losses.bi_tempered, slow_bi_tempered, {}),
+        (losses.bi_tempered, slow_bi_tempered, {"t1": 0.2, "t2": 4.0}),
+        (losses.bi_tempered, slow_bi_tempered, {"t1": 1.0, "t2": 1.5}),
+        (losses.bi_tempered, slow_bi_tempered, {"t1": 0.5, "t2": 1.0}),
+        (losses.focal_labels, slow_focal_labels, {}),
+        (losses.focal_labels, slow_focal_labels, {"gamma": 0.5, "alpha": 0.7}),
+        (losses.asymmetric, slow_asymmetric, {}),
+        (losses.asymmetric, slow_asymmetric, {"gamma_negative": 0.5, "gamma_positive": 0.0, "clip": 0.3}),
+        (losses.asymmetric, slow_asymmetric, {"gamma_negative": 2.0, "clip": 0.0}),
+        (losses.soft_f_beta, slow_soft_f_beta, {}),
+        (losses.soft_f_beta, slow_soft_f_beta, {"beta": 2.0, "smooth": 0.0}),
+        (losses.log_cosh, slow_log_cosh, {}),
+        (losses.quantile, slow_quantile, {}),
+        (losses.quantile, slow_quantile, {"q": 0.9}),
     ],
 )
 def test_loss_is_the_slow_one(loss, slow, keywords) -> None:
@@ -104,12 +245,287 @@ def test_loss_is_the_slow_one(loss, slow, keywords) -> None:
         ("focal", {"gamma": 1.0}, 0.9 * math.log(10)),
         ("hinge", {}, 9.0),
         ("hinge", {"margin": 2.0}, 18.0),
+        ("poly1", {"epsilon": 2.0}, math.log(10) + 1.8),
+        ("symmetric_cross_entropy", {"alpha": 2.0, "beta": 3.0, "log_zero": -5.0}, 2 * math.log(10) + 13.5),
+        ("bi_tempered", {"t1": 1.0, "t2": 1.0}, math.log(10)),
+        ("bi_tempered", {"t1": 0.5, "t2": 2.0}, 2 * (1 - 0.1**0.5) + (10 * 0.1**1.5 - 1) / 1.5),
+        ("normface", {"s": 16.0}, math.log(10)),
+        ("cosface", {"s": 16.0, "m": 0.2}, math.log(1 + 9 * math.exp(16 * 0.2))),
+        ("arcface", {"s": 16.0, "m": 0.3}, math.log(1 + 9 * math.exp(16 * math.sin(0.3)))),
+        ("sphereface", {"s": 2.0, "m": 3.0}, math.log(1 + 9 * math.exp(2 * 2))),
     ],
 )
 def test_declared_loss_of_a_new_model(name: str, keywords: dict, expected: float) -> None:
     loss = getattr(losses, name)
     assert loss.facts["initial"](10, **keywords) == pytest.approx(expected)
     assert float(loss(torch.zeros(1, 10), torch.tensor([3]), **keywords)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "slow", "keywords"),
+    [
+        (losses.normface, slow_normface, {}),
+        (losses.cosface, slow_cosface, {}),
+        (losses.cosface, slow_cosface, {"m": 0.1}),
+        (losses.arcface, slow_arcface, {}),
+        (losses.arcface, slow_arcface, {"m": 1.2}),
+        (losses.sphereface, slow_sphereface, {}),
+        (losses.sphereface, slow_sphereface, {"m": 4.0}),
+    ],
+)
+@pytest.mark.parametrize("s", [4.0, 30.0])
+def test_margin_loss_is_the_slow_one(loss, slow, keywords, s: float) -> None:
+    torch.manual_seed(0)
+    cosines = torch.rand(60, 5) * 1.998 - 0.999
+    for target in (torch.rand(60, 5).softmax(dim=1), torch.eye(5)[torch.arange(60) % 5]):
+        rows = zip((s * cosines).tolist(), target.tolist(), strict=True)
+        expected = torch.tensor([slow(scores, truth, s=s, **keywords) for scores, truth in rows])
+        torch.testing.assert_close(loss(s * cosines, target, s=s, **keywords), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_margin_losses_fall_as_the_right_cosine_rises_and_cost_more_than_none() -> None:
+    cosines = torch.zeros(201, 3)
+    cosines[:, 0] = torch.linspace(-1, 1, 201)
+    right, without = torch.zeros(201, dtype=torch.int64), losses.normface(8 * cosines, torch.zeros(201).long(), s=8.0)
+    for loss in (losses.cosface, losses.arcface, losses.sphereface):
+        values = loss(8 * cosines, right, s=8.0)
+        assert (values.diff() < 1e-6).all(), loss
+        assert (values[1:-1] > without[1:-1]).all(), loss
+
+
+def test_margin_losses_start_from_the_number_of_classes_as_the_head_does() -> None:
+    torch.manual_seed(0)
+    vectors, classes = torch.randn(8, 6), torch.arange(8) % 4
+    scale = math.sqrt(2) * math.log(3)
+    outputs = heads.cosine(6, 4)(vectors)
+    for loss in (losses.arcface, losses.cosface, losses.sphereface, losses.normface):
+        torch.testing.assert_close(loss(outputs, classes), loss(outputs, classes, s=scale))
+    torch.testing.assert_close(losses.adacos(outputs, classes), losses.cross_entropy(outputs, classes))
+    assert losses.starting_scale(0, 2) == losses.starting_scale(0, 3) == 1.0
+    assert losses.starting_scale(30, 2) == 30
+
+
+def test_margin_loss_keeps_its_digits_where_one_class_is_certain() -> None:
+    """The sum over the other classes, far below the right one's term, must not drown in rounding."""
+    expected = math.log1p(math.exp(-9 - 29) + math.exp(-6 - 29))
+    found = losses.normface(torch.tensor([[29.0, -9.0, -6.0]]), torch.tensor([0]), s=30.0)
+    assert float(found) == pytest.approx(expected, rel=1e-3, abs=0)
+
+
+def slow_lovasz(errors: list[float], inside: list[bool]) -> float:
+    """Berman et al. 2018, eq. 8–9: errors in falling order, each times what its member adds to the Jaccard loss."""
+
+    def jaccard_loss(mistaken: list[int]) -> float:
+        """1 - |truth ∩ answer| / |truth ∪ answer| of the answer that errs in these members."""
+        truth = {member for member, there in enumerate(inside) if there}
+        answer = truth ^ set(mistaken)
+        return 1 - len(truth & answer) / len(truth | answer) if truth | answer else 0.0
+
+    order = sorted(range(len(errors)), key=lambda member: -errors[member])
+    steps = [jaccard_loss(order[: place + 1]) - jaccard_loss(order[:place]) for place in range(len(order))]
+    return sum(errors[member] * step for member, step in zip(order, steps, strict=True))
+
+
+def library_lovasz(mode: str, **keywords: bool) -> torch.nn.Module:
+    fix_torchvision()
+    from segmentation_models_pytorch.losses import LovaszLoss
+
+    return LovaszLoss(mode, **keywords)
+
+
+def test_lovasz_softmax_is_the_slow_one_and_the_library_s() -> None:
+    torch.manual_seed(0)
+    logits, classes = torch.randn(12, 6) * 2, torch.arange(12) % 5  # class 5 is not in the batch
+    chances = logits.softmax(dim=1)
+    slow = []
+    for k in range(5):
+        inside = [y == k for y in classes.tolist()]
+        errors = [1 - p if there else p for p, there in zip(chances[:, k].tolist(), inside, strict=True)]
+        slow.append(slow_lovasz(errors, inside))
+    found = losses.lovasz_softmax(logits, classes).mean()
+    assert float(found) == pytest.approx(sum(slow) / 5, rel=1e-5)
+    theirs = library_lovasz("multiclass")(logits[:, :, None, None], classes[:, None, None])
+    torch.testing.assert_close(found, theirs)
+
+
+def test_lovasz_softmax_takes_a_soft_target_for_rows_by_their_shares() -> None:
+    torch.manual_seed(0)
+    logits, soft = torch.randn(3, 4), torch.tensor([[0.5, 0.25, 0.25, 0], [0, 0, 1, 0], [0.75, 0, 0, 0.25]])
+    rows = [(row, k) for row in range(3) for k in range(4) for _ in range(int(4 * soft[row, k]))]
+    repeated = losses.lovasz_softmax(logits[[row for row, _ in rows]], torch.tensor([k for _, k in rows]))
+    torch.testing.assert_close(losses.lovasz_softmax(logits, soft).mean(), repeated.mean())
+
+
+def test_lovasz_hinge_is_the_slow_one_and_the_library_s() -> None:
+    torch.manual_seed(0)
+    scores, labels = torch.randn(9, 6) * 2, (torch.rand(9, 6) > 0.6).float()
+    labels[0] = 0
+    slow = []
+    for row, there in zip(scores.tolist(), labels.tolist(), strict=True):
+        errors = [max(0.0, 1 - score * (2 * t - 1)) for score, t in zip(row, there, strict=True)]
+        slow.append(slow_lovasz(errors, [t == 1 for t in there]))
+    found = losses.lovasz_hinge(scores, labels)
+    torch.testing.assert_close(found, torch.tensor(slow))
+    theirs = library_lovasz("multilabel", per_image=True)(scores[:, None], labels[:, None])
+    torch.testing.assert_close(found.mean(), theirs)
+
+
+def test_lovasz_gradients_are_those_of_the_definition() -> None:
+    """A sort is flat but for its jumps: finite differences see the same slope."""
+    torch.manual_seed(0)
+    scores, labels = torch.randn(3, 5).double().requires_grad_(), torch.eye(5)[[0, 2, 4]].double()
+    for dim in (0, 1):
+
+        def whole(x: torch.Tensor, dim: int = dim) -> torch.Tensor:
+            return losses._lovasz((1 - x).relu(), (1 + x).relu(), labels, dim).sum()
+
+        assert torch.autograd.gradcheck(whole, scores)
+
+
+@pytest.mark.parametrize("how", ["inverse", "effective"])
+def test_balanced_cross_entropy_weighs_by_counts(how: str) -> None:
+    torch.manual_seed(0)
+    counts = [50, 30, 10, 0, 10]
+    each = [1 / max(n, 1) if how == "inverse" else (1 - 0.9) / (1 - 0.9 ** max(n, 1)) for n in counts]
+    mean = sum(n * w for n, w in zip(counts, each, strict=True)) / sum(counts)
+    weights = [weight / mean for weight in each]
+    if how == "inverse":
+        assert weights[:3] == pytest.approx([100 / (4 * n) for n in counts[:3]]), "as scikit-learn's balanced"
+    logits, target = torch.randn(7, 5), torch.rand(7, 5).softmax(dim=1)
+    for given in (torch.tensor(counts), torch.tensor(counts, dtype=torch.float64)):
+        found = losses.balanced_cross_entropy(logits, target, given, how=how, beta=0.9)
+        torch.testing.assert_close(found, losses.weighted_cross_entropy(logits, target, weights=weights))
+
+
+def test_balanced_cross_entropy_goes_from_no_weights_to_the_inverse() -> None:
+    logits, classes, counts = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1]), torch.tensor([400, 40, 4])
+    balanced = functools.partial(losses.balanced_cross_entropy, logits, classes, counts)
+    torch.testing.assert_close(balanced(how="effective", beta=0.0), losses.cross_entropy(logits, classes))
+    near = balanced(how="effective", beta=0.999999)
+    torch.testing.assert_close(near, balanced(how="inverse"), rtol=1e-3, atol=0)
+
+
+def test_weights_that_do_not_fit_the_classes_are_a_message() -> None:
+    for weights in ([1.0, 2.0], [1.0, 2.0, -1.0]):
+        with pytest.raises(UserError, match="3 classes"):
+            losses.weighted_cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]), weights=weights)
+
+
+def test_bi_tempered_with_both_at_one_is_cross_entropy() -> None:
+    torch.manual_seed(0)
+    logits, classes = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    torch.testing.assert_close(
+        losses.bi_tempered(logits, classes, t1=1.0, t2=1.0), losses.cross_entropy(logits, classes)
+    )
+
+
+def test_bi_tempered_has_the_gradient_of_its_values_and_a_bound() -> None:
+    torch.manual_seed(0)
+    scores = (3 * torch.randn(4, 5)).double().requires_grad_()
+    for t in (1.2, 2.0):
+        assert torch.autograd.gradcheck(lambda x, t=t: losses._tempered_log_softmax(x, t, 200), scores)
+    sure = torch.eye(4) * 1e4
+    wrong = losses.bi_tempered(sure, (torch.arange(4) + 1) % 4, t1=0.5, t2=1.5)
+    assert (wrong < 2 + 1 / 1.5).all(), "one class said with certainty costs 1 / (1 - t1) and a little"
+
+
+def test_focal_labels_and_asymmetric_are_the_libraries() -> None:
+    fix_torchvision()
+    from timm.loss import AsymmetricLossMultiLabel
+    from torchvision.ops import sigmoid_focal_loss
+
+    torch.manual_seed(0)
+    logits, labels = torch.randn(7, 5) * 3, (torch.rand(7, 5) > 0.5).float()
+    theirs = sigmoid_focal_loss(logits, labels, alpha=0.3, gamma=1.5).mean(dim=1)
+    torch.testing.assert_close(losses.focal_labels(logits, labels, gamma=1.5, alpha=0.3), theirs)
+    theirs = AsymmetricLossMultiLabel(gamma_neg=3, gamma_pos=1, clip=0.1, reduction="none")(logits, labels).mean(dim=1)
+    found = losses.asymmetric(logits, labels, gamma_negative=3.0, gamma_positive=1.0, clip=0.1)
+    torch.testing.assert_close(found, theirs)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_label_losses_have_finite_gradients_at_certain_labels_for_any_power(power: float) -> None:
+    logits = torch.tensor([[300.0, -300.0, 300.0, -300.0, -4.0]], requires_grad=True)
+    labels = torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.0]])
+    values = losses.focal_labels(logits, labels, gamma=power)
+    values = values + losses.asymmetric(logits, labels, gamma_negative=power, gamma_positive=power)
+    (values + losses.asymmetric(logits, labels, gamma_negative=power, clip=0.0)).sum().backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_soft_f_beta_of_certain_answers_is_the_metric_s() -> None:
+    labels, answers = torch.tensor([[1.0, 1, 0, 0], [1, 0, 0, 1]]), torch.tensor([[1.0, 0, 1, 0], [1, 1, 1, 1]])
+    logits = (answers * 2 - 1) * 50
+    theirs = [fbeta_score(truth, answer, beta=2) for truth, answer in zip(labels, answers, strict=True)]
+    torch.testing.assert_close(
+        losses.soft_f_beta(logits, labels, beta=2.0, smooth=0.0), 1 - torch.tensor(theirs, dtype=torch.float32)
+    )
+    macro = fbeta_score(labels, answers, beta=2, average="macro")
+    found = losses.soft_f_beta(logits, labels, beta=2.0, smooth=0.0, average="batch")
+    torch.testing.assert_close(found, torch.full((2,), 1 - float(macro)))
+
+
+def test_soft_f_beta_teaches_rows_without_labels() -> None:
+    logits = torch.zeros(2, 3, requires_grad=True)
+    losses.soft_f_beta(logits, torch.zeros(2, 3)).sum().backward()
+    assert (logits.grad > 0).all()
+
+
+def test_ohem_keeps_the_rows_with_the_largest_losses() -> None:
+    torch.manual_seed(0)
+    logits, classes = torch.randn(10, 4, requires_grad=True), torch.arange(10) % 4
+    plain = losses.focal(logits, classes, gamma=1.0).detach()
+    for k, kept in ((0.3, 3), (0.0, 1), (1.0, 10)):
+        found = losses.ohem(logits, classes, k=k, loss="focal(gamma=1.0)").detach()
+        hardest = sorted(plain.tolist(), reverse=True)[:kept]
+        assert int((found > 0).sum()) == kept
+        assert float(found.mean()) == pytest.approx(sum(hardest) / kept)
+        threshold = hardest[-1]
+        assert ((plain >= threshold) == (found > 0)).all()
+    losses.ohem(logits, classes, k=0.3).sum().backward()
+    assert int((logits.grad.abs().sum(dim=1) > 0).sum()) == 3
+
+
+def test_ohem_and_total_hand_counts_to_the_losses_that_ask_for_them() -> None:
+    torch.manual_seed(0)
+    logits, classes, counts = torch.randn(6, 3), torch.arange(6) % 3, torch.tensor([8, 2, 2])
+    balanced = losses.balanced_cross_entropy(logits, classes, counts)
+    found = losses.ohem(logits, classes, counts, k=1.0, loss="balanced_cross_entropy()")
+    torch.testing.assert_close(found, balanced)
+    both = losses.total(logits, classes, counts, losses=["balanced_cross_entropy()", "poly1()"], weights=[2, 0.5])
+    torch.testing.assert_close(both, 2 * balanced + 0.5 * losses.poly1(logits, classes))
+    whole = losses.total(logits, classes, counts, losses=["ohem(k=1.0, loss='balanced_cross_entropy()')"])
+    torch.testing.assert_close(whole, balanced)
+
+
+def test_total_is_the_weighted_sum() -> None:
+    torch.manual_seed(0)
+    numbers, truth = torch.randn(5, 2), torch.randn(5, 2)
+    build = registry.build("losses", "total(losses=['mse()', 'quantile(q=0.9)'], weights=[1, 3])")
+    expected = losses.mse(numbers, truth) + 3 * losses.quantile(numbers, truth, q=0.9)
+    torch.testing.assert_close(build(numbers, truth), expected)
+    with pytest.raises(UserError, match="2 losses and 1 weights"):
+        losses.total(numbers, truth, losses=("mse()", "mae()"), weights=(1.0,))
+
+
+def test_total_warns_once_of_terms_that_hardly_matter(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(losses, "_compared", set())
+    numbers, truth = torch.zeros(4, 1), torch.ones(4, 1)
+    for _ in range(2):
+        losses.total(numbers, truth, losses=("mse()", "mae()"), weights=(1.0, 1000.0))
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1
+    assert "mae() is 1e+03 and mse() 1" in said
+    losses.total(numbers, truth, losses=("mse()", "mae()"), weights=(1.0, 90.0))
+    assert capsys.readouterr().err == ""
+
+
+def test_quantile_and_log_cosh_learn_what_they_say() -> None:
+    truth = torch.arange(101.0)[:, None]
+    at = [float(losses.quantile(torch.full_like(truth, float(x)), truth, q=0.9).mean()) for x in range(101)]
+    assert at.index(min(at)) == 90
+    far = losses.log_cosh(torch.tensor([[1e4]]), torch.zeros(1, 1))
+    assert float(far) == pytest.approx(1e4 - math.log(2))
 
 
 def test_focal_with_gamma_zero_is_cross_entropy() -> None:

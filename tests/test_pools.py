@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -49,3 +51,93 @@ def test_gem_does_not_overflow_in_half_precision() -> None:
     with torch.autocast("cpu", dtype=torch.float16):
         vectors = pools.gem(2)(torch.full((1, 2, 4, 4), 100.0, dtype=torch.float16))
     torch.testing.assert_close(vectors, torch.full((1, 2), 100.0), rtol=1e-3, atol=0)
+
+
+def test_dual_reduced_is_a_linear_map_of_both(maps: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    pool = pools.dual(3, reduce=2)
+    assert pool.features == 2
+    both = torch.cat([slow(maps, mean), slow(maps, max)], dim=1)[:, :, None, None]
+    as_convolution = torch.nn.functional.conv2d(both, pool.reduce.weight[:, :, None, None], pool.reduce.bias)
+    torch.testing.assert_close(pool(maps), as_convolution[:, :, 0, 0])
+    assert not list(pools.dual(3).parameters()), "plain, it has no weights, as checkpoints know it"
+
+
+def test_attention_weighs_each_place(maps: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    pool = pools.attention(3, hidden=4)
+    torch.testing.assert_close(pool(maps), slow(maps, mean), msg="it starts as the mean")
+    torch.nn.init.normal_(pool.score.weight, std=3)
+    hidden, offset, score = (p.detach().tolist() for p in (pool.hidden.weight, pool.hidden.bias, pool.score.weight[0]))
+    expected = []
+    for image in maps:
+        places = image.flatten(1).T.tolist()
+        powers = []
+        for place in places:
+            between = [
+                math.tanh(sum(w * x for w, x in zip(row, place, strict=True)) + b)
+                for row, b in zip(hidden, offset, strict=True)
+            ]
+            powers.append(math.exp(sum(w * h for w, h in zip(score, between, strict=True))))
+        shares = [power / sum(powers) for power in powers]
+        expected.append([sum(a * place[k] for a, place in zip(shares, places, strict=True)) for k in range(3)])
+    torch.testing.assert_close(pool(maps), torch.tensor(expected))
+
+
+def test_attention_learns_where_to_look() -> None:
+    """One place of 16, marked in the first map, says the answer in the second; the mean alone says it dimly."""
+    torch.manual_seed(0)
+    maps, place = torch.randn(64, 2, 4, 4), torch.randint(16, (64,))
+    maps[:, 0] = 0
+    maps[:, 0].flatten(1)[torch.arange(64), place] = 1
+    answers = maps[:, 1].flatten(1)[torch.arange(64), place]
+    pool = pools.attention(2, hidden=8)
+    optimizer = torch.optim.Adam(pool.parameters(), lr=0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = (pool(maps)[:, 1] - answers).square().mean()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.1 * float((slow(maps, mean)[:, 1] - answers).square().mean())
+
+
+def slow_regions(side: int, regions: int, draw: float) -> list[range]:
+    """Graham 2014, sec. 2.1: starts ⌊(i + u) α⌋ - ⌊u α⌋ of regions two long; the last one ends the side."""
+    alpha = (side - 2) / (regions - 1) if regions > 1 else 0
+    starts = [int((place + draw) * alpha) - int(draw * alpha) for place in range(regions - 1)] + [side - 2]
+    return [range(start, start + 2) for start in starts]
+
+
+def test_fractional_max_predicts_the_mean_of_the_largest_values_of_even_regions() -> None:
+    torch.manual_seed(0)
+    maps = torch.rand(2, 3, 7, 6)
+    pool = pools.fractional_max(3, ratio=0.6).eval()
+    rows, columns = slow_regions(7, 4, 0.5), slow_regions(6, 3, 0.5)
+    for image, vector in zip(maps.tolist(), pool(maps).tolist(), strict=True):
+        for channel, value in zip(image, vector, strict=True):
+            largest = [max(channel[y][x] for y in down for x in across) for down in rows for across in columns]
+            assert value == pytest.approx(mean(largest), rel=1e-5)
+    assert torch.equal(pool(maps), pool(maps))
+
+
+def test_fractional_max_draws_its_regions_in_training(maps: torch.Tensor) -> None:
+    pool = pools.fractional_max(3)
+    torch.manual_seed(1)
+    drawn = [pool(maps) for _ in range(20)]
+    assert len({tuple(vectors.flatten().tolist()) for vectors in drawn}) > 5
+    torch.manual_seed(1)
+    assert torch.equal(pool(maps), drawn[0])
+    for vectors in drawn:
+        assert (vectors > slow(maps, mean)).all()
+        assert (vectors <= slow(maps, max)).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 2), (2, 3), (3, 1)])
+@pytest.mark.parametrize("ratio", [0.01, 0.7, 0.99])
+def test_fractional_max_takes_small_maps(size: tuple[int, int], ratio: float) -> None:
+    pool, maps = pools.fractional_max(2, ratio=ratio), torch.rand(3, 2, *size)
+    for mode in (True, False):
+        vectors = pool.train(mode)(maps)
+        assert vectors.shape == (3, 2)
+        assert (vectors <= slow(maps, max) + 1e-6).all()
+    torch.testing.assert_close(pools.fractional_max(2, ratio=ratio)(maps[..., :1, :1]), maps[..., 0, 0])

@@ -66,8 +66,8 @@ def one_picture(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def sure_from_the_start(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = learner.Learner.__init__
 
-    def init(self, network, config, learns):
-        fresh(self, network, config, learns)
+    def init(self, network, config, *more):
+        fresh(self, network, config, *more)
         nn.init.constant_(network.head[1].bias, 0)
         network.head[1].bias.data[0] = 30
 
@@ -77,8 +77,8 @@ def sure_from_the_start(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def a_dead_layer(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = learner.Learner.__init__
 
-    def init(self, network, config, learns):
-        fresh(self, network, config, learns)
+    def init(self, network, config, *more):
+        fresh(self, network, config, *more)
         self.spare = nn.Parameter(torch.zeros(3))
 
     monkeypatch.setattr(learner.Learner, "__init__", init)

@@ -1,18 +1,21 @@
 """Averages of a model's weights over the optimizer steps.
 
-Form: a class with ``__init__(model, *, …)``, ``update(model, step)`` after each optimizer step (counted from 0),
-``apply_to(model)`` that copies the averaged weights into a model, and ``state_dict``/``load_state_dict`` for exact
-resume, which hold tensors and plain Python only. ``active`` says whether the average differs from the model at all.
-The model is the bare one, not a wrapper's.
+Form: a class with ``__init__(model, total, *, …)``, ``update(model, step)`` after each optimizer step (counted from 0),
+``apply_to(model)`` that copies the averaged weights into a model, ``finish(model, images)`` that recomputes what needs
+data, and ``state_dict``/``load_state_dict`` for exact resume, which hold tensors and plain Python only. total: the
+optimizer steps of the whole training. ``active`` says whether the average differs from the model at all. The model is
+the bare one, not a wrapper's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import UserError
 from pipeline.registry import part
 
 
@@ -22,7 +25,7 @@ class none:
 
     active = False
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, total: int | None = None) -> None:
         pass
 
     def update(self, model: nn.Module, step: int) -> None:
@@ -30,6 +33,9 @@ class none:
 
     def apply_to(self, model: nn.Module) -> None:
         """Leaves the model as it is."""
+
+    def finish(self, model: nn.Module, images: Iterable[Tensor]) -> None:
+        """Nothing to do."""
 
     def state_dict(self) -> dict[str, Any]:
         """Empty."""
@@ -39,27 +45,32 @@ class none:
         """Nothing to load."""
 
 
-@part(source="Polyak & Juditsky 1992; warm-up: TensorFlow's ExponentialMovingAverage", allowed={"decay": (0, 1)})
-class ema:
-    """Exponential moving average of the parameters; buffers, such as BatchNorm's statistics, are copied.
+class Average:
+    """A running mean of the parameters; buffers, such as BatchNorm's statistics, are copied.
 
-    decay: share of the average kept at each step. warmup: begin with min(decay, (1 + step) / (10 + step)), so that the
-    random weights of the start are soon forgotten.
+    What differs between the averages is how much the newest weights count, ``share(step)``. It depends on the step
+    alone, so that the averaged weights are the whole state.
     """
 
     active = True
+    recompute = False
 
-    def __init__(self, model: nn.Module, *, decay: float = 0.999, warmup: bool = True) -> None:
-        self.decay, self.warmup = decay, warmup
+    def __init__(self, model: nn.Module) -> None:
         self.learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    def share(self, step: int) -> float:
+        """The share 0–1 of the newest weights in the average after optimizer step ``step``."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the weights after optimizer step ``step``."""
-        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+        share = self.share(step)
+        if share == 0:
+            return
         now = model.state_dict()
-        torch._foreach_lerp_(*self._pairs(now, learned=True), 1 - decay)
+        torch._foreach_lerp_(*self._pairs(now, learned=True), share)
         if len(now) > len(self.learned):
             torch._foreach_copy_(*self._pairs(now, learned=False))
 
@@ -70,6 +81,18 @@ class ema:
     def apply_to(self, model: nn.Module) -> None:
         """Copy the averaged parameters and the buffers into the model."""
         model.load_state_dict(self.weights)
+
+    def finish(self, model: nn.Module, images: Iterable[Tensor]) -> None:
+        """Recompute BatchNorm's statistics where asked for, with the averaged weights in the model, and keep them.
+
+        images: batches as the model's ``forward`` takes them; not touched where there is nothing to recompute.
+        """
+        if not self.recompute:
+            return
+        recompute_statistics(model, images)
+        now = model.state_dict()
+        for kept, buffer in zip(*self._pairs(now, learned=False), strict=True):
+            kept.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged weights by name."""
@@ -82,3 +105,124 @@ class ema:
             raise ValueError(f"the saved average has other weights: {sorted(saved.keys() ^ self.weights.keys())[:5]}")
         for name, tensor in self.weights.items():
             tensor.copy_(saved[name])
+
+
+@part(source="Polyak & Juditsky 1992; warm-up: TensorFlow's ExponentialMovingAverage", allowed={"decay": (0, 1)})
+class ema(Average):
+    """Exponential moving average of the parameters; buffers, such as BatchNorm's statistics, are copied.
+
+    decay: share of the average kept at each step. warmup: begin with min(decay, (1 + step) / (10 + step)), so that the
+    random weights of the start are soon forgotten.
+    """
+
+    def __init__(
+        self, model: nn.Module, total: int | None = None, *, decay: float = 0.999, warmup: bool = True
+    ) -> None:
+        super().__init__(model)
+        self.decay, self.warmup = decay, warmup
+
+    def share(self, step: int) -> float:
+        """What the average does not keep."""
+        return 1 - (min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay)
+
+
+@part(source="Polyak & Juditsky 1992; power: Shamir & Zhang 2013, eq. 2", allowed={"power": (0, None)})
+class polyak(Average):
+    """Mean of the parameters over all steps so far; buffers, such as BatchNorm's statistics, are copied.
+
+    power: 0 is the plain mean; higher weighs step t like t to that power, which forgets the start. recompute: a pass
+    over the training images at the end gives BatchNorm the averaged network's own statistics.
+    """
+
+    def __init__(
+        self, model: nn.Module, total: int | None = None, *, power: float = 0.0, recompute: bool = False
+    ) -> None:
+        super().__init__(model)
+        self.power, self.recompute = power, recompute
+
+    def share(self, step: int) -> float:
+        """One in all steps so far, or more of them by the power."""
+        return (self.power + 1) / (self.power + 1 + step)
+
+
+@part(source="Izmailov et al. 2018, algorithm 1", allowed={"start": (0, 1), "every": (1, None)})
+class swa(Average):
+    """Stochastic weight averaging: the mean of the parameters over the last part of the training.
+
+    Until it begins, the average is the model itself. start: share of all steps that are done when it begins. every:
+    steps from one weight taken in to the next; the paper takes one an epoch, or one at the end of each cycle of the
+    learning rate. recompute: a pass over the training images at the end gives BatchNorm the averaged network's own
+    statistics; without it, they are copied.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        total: int | None = None,
+        *,
+        start: float = 0.75,
+        every: int = 1,
+        recompute: bool = True,
+    ) -> None:
+        if total is None:
+            raise UserError("average=swa() must be told the steps of the whole training, and was not")
+        super().__init__(model)
+        self.first, self.every, self.recompute = min(round(start * total), total - 1), every, recompute
+
+    def share(self, step: int) -> float:
+        """One in all taken in so far; all of it before the first."""
+        since = step - self.first
+        if since < 0:
+            return 1.0
+        return 0.0 if since % self.every else 1 / (since // self.every + 1)
+
+
+@part(source="Defazio et al. 2024, eq. 3–5, solved for x", allowed={"beta": (0, 0.999999)})
+class schedule_free(Average):
+    """The weights that optim=schedule_free predicts with: the plain mean of AdamW's, found from the model's alone.
+
+    The model holds y = (1 - beta) · z + beta · x, and x is the mean of all z: so each y gives its x, from the x before
+    it. Only for optim=schedule_free. beta: the first of its betas. recompute: a pass over the training images at the
+    end gives BatchNorm the statistics at x; without it, those at y are copied.
+    """
+
+    def __init__(
+        self, model: nn.Module, total: int | None = None, *, beta: float = 0.9, recompute: bool = True
+    ) -> None:
+        super().__init__(model)
+        self.beta, self.recompute = beta, recompute
+
+    def share(self, step: int) -> float:
+        """How much of y makes the next x."""
+        newest = 1 / (step + 1)  # share of the newest z in x
+        return newest / (1 - self.beta + newest * self.beta)
+
+
+@torch.no_grad()
+def recompute_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:
+    """Set each BatchNorm's running statistics to their mean over these batches; all else stays in eval mode.
+
+    So dropout and the like draw nothing, and the statistics are those of the network that predicts. Frozen BatchNorms
+    of a class of their own, as timm's, are left alone. Raises ValueError if there is no batch.
+    """
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    norms = [layer for layer in norms if layer.track_running_stats]
+    if not norms:
+        return
+    was_training = {module: module.training for module in model.modules()}
+    momenta = [layer.momentum for layer in norms]
+    model.eval()
+    for layer in norms:
+        layer.train()
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over the batches
+    batches = 0
+    for batch in images:
+        model(batch)
+        batches += 1
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
+    for module, training in was_training.items():
+        module.training = training
+    if not batches:
+        raise ValueError("BatchNorm's statistics cannot be recomputed from no images")

@@ -1,19 +1,171 @@
 """Heads: vectors (B, F) → outputs (B, C).
 
-Form: ``f(features, outputs, *, …) -> nn.Module``.
+Form: ``f(features, outputs, *, …) -> nn.Module``. ``init`` says how new layers start: default, torch's own; zero;
+xavier (Glorot & Bengio 2010, eq. 16); msra (He et al. 2015, eq. 10); scaled, normal with variance 1 / inputs (LeCun et
+al. 1998, eq. 16). All but the first set biases to zero.
+
+The fact ``cosines=True`` says that outputs are s · cosines, as losses with the same fact want them.
 """
 
 from __future__ import annotations
 
-from torch import nn
+import math
 
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.parts.losses import starting_scale
 from pipeline.registry import part
 
+ACTIVATIONS = {"relu": nn.ReLU, "leaky": nn.LeakyReLU, "elu": nn.ELU, "selu": nn.SELU, "gelu": nn.GELU, "silu": nn.SiLU}
 
-@part(source="torch.nn.Linear; dropout: Srivastava et al. 2014", allowed={"dropout": (0, 0.99)})
-def linear(features: int, outputs: int, *, dropout: float = 0.0) -> nn.Module:
+
+@part(
+    source="torch.nn.Linear; dropout: Srivastava et al. 2014",
+    allowed={"dropout": (0, 0.99), "init": ("default", "zero", "xavier", "msra", "scaled")},
+)
+def linear(features: int, outputs: int, *, dropout: float = 0.0, init: str = "default") -> nn.Module:
     """One linear layer behind dropout.
 
     dropout: share of the features set to zero in training, below 1; the weights' names are the same with and without.
+    init: how the weights start; zero, all classes alike, lets no gradient through in the first step.
     """
-    return nn.Sequential(nn.Dropout(dropout), nn.Linear(features, outputs))
+    return nn.Sequential(nn.Dropout(dropout), _started(nn.Linear(features, outputs), init))
+
+
+@part(
+    source="Rumelhart et al. 1986; dropout: Srivastava et al. 2014",
+    allowed={
+        "hidden": (1, 65536),
+        "dropout": (0, 0.99),
+        "activation": ("relu", "leaky", "elu", "selu", "gelu", "silu"),
+        "init": ("default", "xavier", "msra", "scaled"),
+    },
+)
+def mlp(
+    features: int,
+    outputs: int,
+    *,
+    hidden: int = 512,
+    dropout: float = 0.0,
+    activation: str = "relu",
+    init: str = "default",
+) -> nn.Module:
+    """Two linear layers with an activation between them.
+
+    hidden: width of the layer between. dropout: share of the hidden values set to zero in training, below 1.
+    activation: relu, leaky, elu, selu, gelu or silu. init: how the weights start.
+    """
+    first, last = _started(nn.Linear(features, hidden), init), _started(nn.Linear(hidden, outputs), init)
+    return nn.Sequential(first, ACTIVATIONS[activation](), nn.Dropout(dropout), last)
+
+
+@part(
+    source="Wang et al. 2017 (NormFace); sub-centres: Deng et al. 2020 (Sub-center ArcFace)",
+    cosines=True,
+    allowed={"s": (0, None), "centres": (1, 64)},
+)
+def cosine(features: int, outputs: int, *, s: float = 0.0, centres: int = 1) -> nn.Module:
+    """s times the cosine between the features and each class's weights, for the margin losses.
+
+    s: the scale, the same as the loss's; 0: √2 · log(C - 1), from the number of classes. centres: directions a class
+    has, of which the nearest counts; more than one leave room for noise within a class.
+    """
+    return Cosine(features, outputs, starting_scale(s, outputs), centres)
+
+
+class Cosine(nn.Module):
+    """(B, F) → s · cosines (B, C), float32 under any autocast: half precision would blur angles that a margin parts."""
+
+    def __init__(self, features: int, outputs: int, scale: float, centres: int) -> None:
+        super().__init__()
+        self.scale, self.centres = scale, centres
+        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(outputs * centres, features)))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        with torch.autocast(vectors.device.type, enabled=False):
+            directions = functional.normalize(self.weight.float(), dim=1)
+            cosines = functional.normalize(vectors.float(), dim=1) @ directions.T
+            return self.scale * cosines.view(len(vectors), -1, self.centres).amax(dim=2)
+
+    def extra_repr(self) -> str:
+        return f"classes={len(self.weight) // self.centres}, scale={self.scale:.3g}, centres={self.centres}"
+
+
+@part(source="Luo et al. 2019 (Bag of tricks for person re-identification), sec. 3.5", allowed={"dropout": (0, 0.99)})
+def bnneck(features: int, outputs: int, *, dropout: float = 0.0) -> nn.Module:
+    """BatchNorm without a shift and a linear layer without a bias: classes part by direction, features keep distances.
+
+    dropout: share of the normed features set to zero in training, below 1. Needs batches of more than one row.
+    """
+    norm, classifier = nn.BatchNorm1d(features), nn.Linear(features, outputs, bias=False)
+    norm.bias.requires_grad_(False)
+    nn.init.normal_(classifier.weight, std=0.001)
+    return nn.Sequential(norm, nn.Dropout(dropout), classifier)
+
+
+@part(
+    source="Inoue 2019 (Multi-sample dropout), with the mean of outputs for that of losses",
+    allowed={"samples": (1, 64), "dropout": (0, 0.99)},
+)
+def multi_sample_dropout(features: int, outputs: int, *, samples: int = 5, dropout: float = 0.5) -> nn.Module:
+    """One linear layer whose outputs in training are the mean over several dropouts of the features.
+
+    samples: dropouts drawn. dropout: share of the features that each sets to zero, below 1.
+    """
+    return MultiSampleDropout(features, outputs, samples, dropout)
+
+
+class MultiSampleDropout(nn.Module):
+    """The mean of the samples' features goes through the layer once, which, being linear, gives the mean outputs."""
+
+    def __init__(self, features: int, outputs: int, samples: int, dropout: float) -> None:
+        super().__init__()
+        self.samples, self.dropout = samples, nn.Dropout(dropout)
+        self.classifier = nn.Linear(features, outputs)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        if self.training:
+            vectors = self.dropout(vectors.expand(self.samples, -1, -1)).mean(dim=0)
+        return self.classifier(vectors)
+
+    def extra_repr(self) -> str:
+        return f"samples={self.samples}"
+
+
+@part(source="Wan et al. 2013 (DropConnect); at prediction the mean weights", allowed={"dropout": (0, 0.99)})
+def drop_connect(features: int, outputs: int, *, dropout: float = 0.5) -> nn.Module:
+    """One linear layer whose weights, not its inputs, are set to zero at random in training.
+
+    dropout: share of the weights set to zero in a step, the same for all rows of the batch, below 1.
+    """
+    return DropConnect(features, outputs, dropout)
+
+
+class DropConnect(nn.Linear):
+    """A linear layer with dropout of its weights."""
+
+    def __init__(self, features: int, outputs: int, dropout: float) -> None:
+        super().__init__(features, outputs)
+        self.dropout = dropout
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return functional.linear(vectors, functional.dropout(self.weight, self.dropout, self.training), self.bias)
+
+
+def _started(layer: nn.Linear, init: str) -> nn.Linear:
+    """The layer with its weights drawn anew as ``init`` says; default leaves them as torch drew them."""
+    if init == "default":
+        return layer
+    nn.init.zeros_(layer.bias)
+    match init:
+        case "zero":
+            nn.init.zeros_(layer.weight)
+        case "xavier":
+            nn.init.xavier_uniform_(layer.weight)
+        case "msra":
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        case "scaled":
+            nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
+    return layer

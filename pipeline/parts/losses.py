@@ -7,17 +7,30 @@ float32 under any autocast, since log and exp do not keep their digits in half p
 
 The fact ``initial(classes, **keywords)`` is the loss expected of a new model, whose logits are all near zero; it takes
 the user's keywords of the loss. ``stage=sanity`` compares it with the first loss; a loss without one declares none.
+
+Other facts. ``batch=True``: the loss looks at the rows of a batch together; what it gives a row is a share, of which
+the mean alone has a meaning. ``counts=True``: a third positional argument says how many of the member's own training
+rows are of each class, (C,), or is None where targets are no classes. ``cosines=True``: outputs are s · cosines of the
+head ``cosine``, and loss and head must be given the same s. ``calls``: the arguments that hold call-strings, and their kind.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline import registry
+from pipeline.console import warn
+from pipeline.errors import UserError
 from pipeline.registry import part
+
+# --- classes ------------------------------------------------------------------------------------------------------
 
 
 @part(
@@ -74,6 +87,235 @@ def hinge(logits: Tensor, target: Tensor, *, margin: float = 1.0) -> Tensor:
 
 
 @part(
+    source="torch.nn.functional.cross_entropy; King & Zeng 2001, eq. 8",
+    takes=("classes",),
+    allowed={"smoothing": (0, 1)},
+)
+def weighted_cross_entropy(
+    logits: Tensor, target: Tensor, *, weights: tuple[float, ...], smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy in which each class has a weight of its own.
+
+    weights: one a class, in the sorted order of their names. smoothing: share of each label that is spread evenly over
+    all classes, 0–1.
+    """
+    if len(weights) != logits.shape[1] or min(weights) < 0:
+        raise UserError(
+            f"weighted_cross_entropy(weights={list(weights)}), but there are {logits.shape[1]} classes; "
+            "give each a weight ≥ 0, in the sorted order of their names"
+        )
+    return _weighted(logits, target, logits.new_tensor(weights, dtype=torch.float32), smoothing)
+
+
+@part(
+    source="effective number: Cui et al. 2019, eq. 2; inverse: King & Zeng 2001, sec. 4.2",
+    takes=("classes",),
+    counts=True,
+    allowed={"how": ("inverse", "effective"), "beta": (0, 0.999999)},
+    initial=lambda classes, how="inverse", beta=0.999: math.log(classes),
+)
+def balanced_cross_entropy(
+    logits: Tensor, target: Tensor, counts: Tensor, *, how: str = "inverse", beta: float = 0.999
+) -> Tensor:
+    """Cross-entropy whose class weights fall with the number of training rows of the class.
+
+    counts: (C,) of the member's own training rows. how: inverse gives 1 / n; effective (1 - beta) / (1 - beta^n), n's
+    weight once rows near to each other count as one. beta: 0 weighs all alike, near 1 is the inverse. The weights are
+    scaled so that their mean over the training rows is one, and the lr keeps its meaning.
+    """
+    rows = counts.to(logits.device, torch.float32)
+    present = rows.clamp(min=1)
+    weights = 1 / present if how == "inverse" else -1 / torch.expm1(present * math.log(max(beta, 1e-9)))
+    return _weighted(logits, target, weights * rows.sum() / (weights * rows).sum(), 0.0)
+
+
+@part(
+    source="Leng et al. 2022, PolyLoss, Poly-1",
+    takes=("classes",),
+    allowed={"epsilon": (-1, None)},
+    initial=lambda classes, epsilon=1.0: math.log(classes) + epsilon * (1 - 1 / classes),
+)
+def poly1(logits: Tensor, target: Tensor, *, epsilon: float = 1.0) -> Tensor:
+    """Cross-entropy with its first polynomial term reweighted: -log p + epsilon · (1 - p).
+
+    epsilon: 0 is cross-entropy; higher pulls harder on rows that are not yet right.
+    """
+    log_p = functional.log_softmax(logits.float(), dim=1)
+    return _expect(-log_p - epsilon * torch.expm1(log_p), target)
+
+
+@part(
+    source="Wang et al. 2019 (Symmetric cross entropy for robust learning with noisy labels)",
+    takes=("classes",),
+    allowed={"alpha": (0, None), "beta": (0, None), "log_zero": (None, 0)},
+    initial=lambda classes, alpha=0.1, beta=1.0, log_zero=-4.0: (
+        alpha * math.log(classes) - beta * log_zero * (1 - 1 / classes)
+    ),
+)
+def symmetric_cross_entropy(
+    logits: Tensor, target: Tensor, *, alpha: float = 0.1, beta: float = 1.0, log_zero: float = -4.0
+) -> Tensor:
+    """Cross-entropy plus its reverse, which is bounded and so forgives wrong labels.
+
+    alpha: weight of cross-entropy, small against noise. beta: weight of the reverse, -log_zero · (1 - p). log_zero:
+    stands for the logarithm of a label's zero.
+    """
+    log_p = functional.log_softmax(logits.float(), dim=1)
+    return _expect(-alpha * log_p + beta * log_zero * torch.expm1(log_p), target)
+
+
+def _first_bi_tempered(classes: int, t1: float = 0.8, t2: float = 1.2, iterations: int = 20) -> float:
+    power = -math.log(classes) if t1 == 1 else math.expm1((t1 - 1) * math.log(classes)) / (1 - t1)
+    return -power + (classes ** (t1 - 1) - 1) / (2 - t1)
+
+
+@part(
+    source="Amid et al. 2019 (Robust bi-tempered logistic loss), algorithm 1",
+    takes=("classes",),
+    allowed={"t1": (0, 1), "t2": (1, 10), "iterations": (1, 1000)},
+    initial=_first_bi_tempered,
+)
+def bi_tempered(logits: Tensor, target: Tensor, *, t1: float = 0.8, t2: float = 1.2, iterations: int = 20) -> Tensor:
+    """Logistic loss with a bounded logarithm and a heavy-tailed softmax, for noisy labels; t1 = t2 = 1: cross-entropy.
+
+    t1: below 1 bounds the loss of a row by 1 / (1 - t1), against gross errors. t2: above 1 gives the softmax heavier
+    tails, against errors near the border; predictions stay the usual softmax, of the same order. iterations: of the
+    fixed point that norms it. Soft targets differ from the paper's loss by a term without gradient.
+    """
+    log_p = _tempered_log_softmax(logits.float(), t2, iterations)
+    power = log_p if t1 == 1 else torch.expm1((1 - t1) * log_p) / (1 - t1)
+    spread = ((2 - t1) * log_p).exp().sum(dim=1) - 1
+    return _expect(-power, target) + spread / (2 - t1)
+
+
+@part(
+    source="Berman et al. 2018 (Lovász-Softmax), sec. 3.2, algorithm 1",
+    takes=("classes",),
+    batch=True,
+    initial=lambda classes: 1 - 1 / classes,
+)
+def lovasz_softmax(logits: Tensor, target: Tensor) -> Tensor:
+    """The Lovász extension of 1 - Jaccard index of each class over the batch, the mean over the classes in it.
+
+    Needs batches with several rows a class. A soft target stands for as many rows as it has classes, each by its share.
+    """
+    chances = functional.softmax(logits.float(), dim=1)
+    truth = target.float() if target.is_floating_point() else functional.one_hot(target, logits.shape[1]).float()
+    shares = _lovasz(1 - chances, chances, truth, dim=0)
+    there = truth.sum(dim=0) > 0
+    return len(logits) * (shares * there).sum(dim=1) / there.sum()
+
+
+# --- classes, by margins of the angle -----------------------------------------------------------------------------
+
+
+def starting_scale(s: float, classes: int) -> float:
+    """The scale of cosines: s itself or, for s = 0, √2 · log(C - 1), at least 1. Zhang et al. 2019 (AdaCos)."""
+    return s or max(1.0, math.sqrt(2) * math.log(max(classes - 1, 1)))
+
+
+def _first_of_margin(right: Callable[..., float], **defaults: float) -> Callable[..., float]:
+    """The loss of a new model, whose cosines are near 0; right: of its margins → the shifted cosine there."""
+
+    def initial(classes: int, s: float = 0.0, **margins: float) -> float:
+        behind = math.log(classes - 1) - starting_scale(s, classes) * right(**{**defaults, **margins})
+        return max(behind, 0.0) + math.log1p(math.exp(-abs(behind)))  # log(1 + e^behind), which e^behind may overflow
+
+    return initial
+
+
+@part(
+    source="Wang et al. 2017 (NormFace)",
+    takes=("classes",),
+    cosines=True,
+    allowed={"s": (0, None)},
+    initial=_first_of_margin(lambda: 0.0),
+)
+def normface(outputs: Tensor, target: Tensor, *, s: float = 0.0) -> Tensor:
+    """Cross-entropy of s · cosines, without a margin.
+
+    s: the scale of the head cosine; 0: from the number of classes.
+    """
+    return _margin_loss(outputs, target, s, lambda cosines: cosines)
+
+
+@part(
+    source="Zhang et al. 2019 (AdaCos), the fixed scale",
+    takes=("classes",),
+    cosines=True,
+    initial=_first_of_margin(lambda: 0.0),
+)
+def adacos(outputs: Tensor, target: Tensor) -> Tensor:
+    """NormFace with the one scale that follows from the number of classes: √2 · log(C - 1).
+
+    Wants the head cosine(s=0). The variant whose scale moves during training is not meant.
+    """
+    return _margin_loss(outputs, target, 0.0, lambda cosines: cosines)
+
+
+@part(
+    source="Wang et al. 2018 (CosFace), eq. 4; Wang et al. 2018 (Additive margin softmax)",
+    takes=("classes",),
+    cosines=True,
+    allowed={"s": (0, None), "m": (0, 1)},
+    initial=_first_of_margin(lambda m: -m, m=0.35),
+)
+def cosface(outputs: Tensor, target: Tensor, *, s: float = 0.0, m: float = 0.35) -> Tensor:
+    """AM-softmax: the cosine of the right class must lead by m.
+
+    s: the scale of the head cosine; 0: from the number of classes. m: the margin, in cosines.
+    """
+    return _margin_loss(outputs, target, s, lambda cosines: cosines - m)
+
+
+@part(
+    source="Deng et al. 2019 (ArcFace), eq. 3; sub-centres: Deng et al. 2020",
+    takes=("classes",),
+    cosines=True,
+    allowed={"s": (0, None), "m": (0, 1.5)},
+    initial=_first_of_margin(lambda m: -math.sin(m), m=0.5),
+)
+def arcface(outputs: Tensor, target: Tensor, *, s: float = 0.0, m: float = 0.5) -> Tensor:
+    """The angle to the right class must be smaller by m; sub-centre ArcFace with the head cosine(centres=3).
+
+    s: the scale of the head cosine; 0: from the number of classes. m: the margin, in radians.
+    """
+
+    def shifted(cosines: Tensor) -> Tensor:
+        sines = (1 - cosines.square()).sqrt()
+        turned = cosines * math.cos(m) - sines * math.sin(m)
+        # past π the cosine would rise again; the authors' code goes on in a straight line
+        return torch.where(cosines > math.cos(math.pi - m), turned, cosines - m * math.sin(m))
+
+    return _margin_loss(outputs, target, s, shifted)
+
+
+@part(
+    source="Liu et al. 2017 (SphereFace), the angle of A-Softmax at a fixed scale; m = 1.35: Deng et al. 2019",
+    takes=("classes",),
+    cosines=True,
+    allowed={"s": (0, None), "m": (1, 8)},
+    initial=_first_of_margin(lambda m: (-1) ** int(m / 2) * math.cos(m * math.pi / 2) - 2 * int(m / 2), m=1.35),
+)
+def sphereface(outputs: Tensor, target: Tensor, *, s: float = 0.0, m: float = 1.35) -> Tensor:
+    """The angle to the right class must be smaller by the factor m; at fixed lengths L-Softmax is the same.
+
+    s: the scale of the head cosine, in the place of the papers' lengths of features (and weights, in Liu et al. 2016,
+    L-Softmax); 0: from the number of classes. m: the factor, any number ≥ 1; above 2 it is hard to start with.
+    """
+
+    def shifted(cosines: Tensor) -> Tensor:
+        angles = m * cosines.acos()
+        turns = (angles / math.pi).floor()
+        return (1 - 2 * (turns % 2)) * angles.cos() - 2 * turns
+
+    return _margin_loss(outputs, target, s, shifted)
+
+
+# --- labels -------------------------------------------------------------------------------------------------------
+
+
+@part(
     source="torch.nn.functional.binary_cross_entropy_with_logits; smoothing: Szegedy et al. 2016, sec. 7",
     takes=("labels",),
     allowed={"smoothing": (0, 1), "positive": (0, None)},
@@ -88,6 +330,77 @@ def bce(logits: Tensor, target: Tensor, *, smoothing: float = 0.0, positive: flo
     weight = torch.full((), positive, device=logits.device)
     losses = functional.binary_cross_entropy_with_logits(logits.float(), soft, reduction="none", pos_weight=weight)
     return losses.mean(dim=1)
+
+
+@part(
+    source="Lin et al. 2017, eq. 5; torchvision.ops.sigmoid_focal_loss",
+    takes=("labels",),
+    allowed={"gamma": (0, None), "alpha": (0, 1)},
+)
+def focal_labels(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
+    """Binary cross-entropy that turns away from labels already right, the mean over the labels.
+
+    gamma: 0 is binary cross-entropy; higher looks more at hard labels. alpha: weight of what is there, 1 - alpha of
+    what is not; 0.5 weighs both alike.
+    """
+    scores, truth = logits.float(), target.float()
+    wrong = truth * torch.sigmoid(-scores) + (1 - truth) * torch.sigmoid(scores)
+    losses = functional.binary_cross_entropy_with_logits(scores, truth, reduction="none")
+    weight = alpha * truth + (1 - alpha) * (1 - truth)
+    return (weight * wrong.clamp(min=1e-12) ** gamma * losses).mean(dim=1)  # the clamp: see focal
+
+
+@part(
+    source="Ridnik et al. 2021 (Asymmetric loss), eq. 7; timm.loss.AsymmetricLossMultiLabel",
+    takes=("labels",),
+    allowed={"gamma_negative": (0, None), "gamma_positive": (0, None), "clip": (0, 0.99)},
+)
+def asymmetric(
+    logits: Tensor, target: Tensor, *, gamma_negative: float = 4.0, gamma_positive: float = 1.0, clip: float = 0.05
+) -> Tensor:
+    """Focal loss with a stronger focus for what is not there, easy negatives left out; the mean over the labels.
+
+    gamma_negative: focus for labels that are not there. gamma_positive: for those that are. clip: chances up to this of
+    a label that is not there cost nothing.
+    """
+    scores, truth = logits.float(), target.float()
+    chance, shifted = torch.sigmoid(scores), (torch.sigmoid(scores) - clip).clamp(0, 1 - 1e-7)
+    # as focal: timm's powers have no finite gradient at a base of 0, which clip makes common
+    there = -functional.logsigmoid(scores) * (1 - chance).clamp(min=1e-12) ** gamma_positive
+    # with clip the logarithm's argument stays above 0; without, logsigmoid keeps the digits
+    absent = -functional.logsigmoid(-scores) if clip == 0 else -torch.log1p(-shifted)
+    return (truth * there + (1 - truth) * absent * shifted.clamp(min=1e-12) ** gamma_negative).mean(dim=1)
+
+
+@part(
+    source="van Rijsbergen 1979, ch. 7, with chances for decisions; Bénédict et al. 2021 (sigmoidF1)",
+    takes=("labels",),
+    allowed={"beta": (0.01, 100), "average": ("row", "batch"), "smooth": (0, None)},
+)
+def soft_f_beta(
+    logits: Tensor, target: Tensor, *, beta: float = 1.0, average: str = "row", smooth: float = 1.0
+) -> Tensor:
+    """One minus F-beta of chances in the place of decisions: a loss in the shape of the metric.
+
+    beta: how much more recall counts than precision. average: row, F over the labels of each row; batch, F of each
+    label over the batch, whose mean over the labels is given to every row. smooth: added to both sides of the fraction;
+    with 0 a row without labels has no gradient.
+    """
+    chance, truth, dim = torch.sigmoid(logits.float()), target.float(), 1 if average == "row" else 0
+    hits = (1 + beta**2) * (chance * truth).sum(dim)
+    false = (chance * (1 - truth)).sum(dim) + beta**2 * ((1 - chance) * truth).sum(dim)
+    losses = false / (hits + false + smooth).clamp(min=1e-12)
+    return losses if average == "row" else losses.mean().expand(len(logits))
+
+
+@part(source="Berman et al. 2018 (Lovász-Softmax), sec. 3.1, algorithm 1; Yu & Blaschko 2015", takes=("labels",))
+def lovasz_hinge(logits: Tensor, target: Tensor) -> Tensor:
+    """The Lovász extension of 1 - Jaccard index of each row's set of labels, over hinge errors."""
+    scores = logits.float()
+    return _lovasz(functional.relu(1 - scores), functional.relu(1 + scores), target.float(), dim=1).sum(dim=1)
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------
 
 
 @part(source="Legendre 1805, least squares", takes=("numbers",), initial=lambda targets: 1.0)
@@ -109,6 +422,86 @@ def huber(outputs: Tensor, target: Tensor, *, delta: float = 1.0) -> Tensor:
     delta: where the one becomes the other, in standard deviations of the target.
     """
     return functional.huber_loss(outputs.float(), target.float(), reduction="none", delta=delta).mean(dim=1)
+
+
+@part(source="Chen et al. 2018 (Log hyperbolic cosine loss)", takes=("numbers",), initial=lambda targets: 0.3746)
+def log_cosh(outputs: Tensor, target: Tensor) -> Tensor:
+    """The logarithm of the error's hyperbolic cosine, the mean over the targets; a Huber loss without a corner."""
+    errors = (outputs.float() - target.float()).abs()
+    return (errors + functional.softplus(-2 * errors) - math.log(2)).mean(dim=1)
+
+
+@part(
+    source="Koenker & Bassett 1978 (Regression quantiles)",
+    takes=("numbers",),
+    allowed={"q": (0.001, 0.999)},
+    initial=lambda targets, q=0.5: 1 / math.sqrt(2 * math.pi),
+)
+def quantile(outputs: Tensor, target: Tensor, *, q: float = 0.5) -> Tensor:
+    """The pinball loss, the mean over the targets; learns the q-quantile.
+
+    q: the share of truths that are to lie below the output, within 0–1; 0.5 is half the absolute error.
+    """
+    errors = target.float() - outputs.float()
+    return torch.maximum(q * errors, (q - 1) * errors).mean(dim=1)
+
+
+# --- of other losses ----------------------------------------------------------------------------------------------
+
+
+@part(
+    source="Shrivastava et al. 2016 (Online hard example mining)",
+    takes=("classes", "labels", "numbers"),
+    batch=True,
+    counts=True,
+    calls={"loss": "losses"},
+    allowed={"k": (0, 1)},
+)
+def ohem(
+    outputs: Tensor, target: Tensor, counts: Tensor | None = None, *, k: float = 0.7, loss: str = "cross_entropy()"
+) -> Tensor:
+    """Any loss over the k share of a batch's rows that it is largest for; the others teach nothing.
+
+    k: share of rows kept, 0–1, at least one row. loss: the call-string of a loss for the task's targets. counts: for a
+    loss that asks for them. The rows kept are scaled so that the mean over the batch is the mean over them.
+    """
+    losses = _call(loss, outputs, target, counts)
+    kept = max(1, round(k * len(losses)))
+    hardest = losses.detach().topk(kept).indices
+    return losses * torch.zeros_like(losses).index_fill(0, hardest, len(losses) / kept)
+
+
+@part(
+    source="weighted sum of losses; 100: two orders of magnitude",
+    takes=("labels", "classes", "numbers"),
+    batch=True,
+    counts=True,
+    calls={"losses": "losses"},
+)
+def total(
+    outputs: Tensor,
+    target: Tensor,
+    counts: Tensor | None = None,
+    *,
+    losses: tuple[str, ...] = ("bce()", "soft_f_beta()"),
+    weights: tuple[float, ...] = (),
+) -> Tensor:
+    """A weighted sum of losses; warns once if two terms of the first batch differ by more than a factor of 100.
+
+    losses: call-strings of losses for the task's targets. weights: one a loss; empty: all 1. counts: for losses that
+    ask for them.
+    """
+    factors = tuple(weights) or (1.0,) * len(losses)
+    if len(factors) != len(losses):
+        raise UserError(f"total(…): {len(losses)} losses and {len(factors)} weights; give each loss a weight, or none")
+    terms = [factor * _call(loss, outputs, target, counts) for factor, loss in zip(factors, losses, strict=True)]
+    if (tuple(losses), factors) not in _compared:
+        _compared.add((tuple(losses), factors))
+        _warn_of_sizes(tuple(losses), [float(term.detach().mean().abs()) for term in terms])
+    return torch.stack(terms).sum(dim=0)
+
+
+# --- distillation -------------------------------------------------------------------------------------------------
 
 
 def distillation(logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
@@ -147,8 +540,92 @@ def number_distillation(outputs: Tensor, teacher: Tensor, *, temperature: float)
 DISTILLATIONS = {"classes": distillation, "labels": label_distillation, "numbers": number_distillation}
 
 
+# --- arithmetic ---------------------------------------------------------------------------------------------------
+
+_compared: set[tuple[tuple[str, ...], tuple[float, ...]]] = set()  # the sums whose first batch has been looked at
+
+
 def _expect(values: Tensor, target: Tensor) -> Tensor:
     """The value (B, C) of the true class, or its expectation under (B, C) probabilities."""
     if target.is_floating_point():
         return (values * target.float()).sum(dim=1)
     return values.gather(1, target.unsqueeze(1)).squeeze(1)
+
+
+def _weighted(logits: Tensor, target: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    truth = target.float() if target.is_floating_point() else target
+    return functional.cross_entropy(logits.float(), truth, weights, reduction="none", label_smoothing=smoothing)
+
+
+def _tempered_log_softmax(scores: Tensor, t: float, iterations: int) -> Tensor:
+    """log exp_t(scores - λ), (B, C), with λ such that each row's exp_t sum to one; t ≥ 1, where 1 is log_softmax.
+
+    λ is found without a graph. Its gradient is that of the implicit function: exp_t^t, scaled to sum one.
+    """
+    if t == 1:
+        return functional.log_softmax(scores, dim=1)
+    with torch.no_grad():
+        top = scores.amax(dim=1, keepdim=True)
+        total = torch.ones_like(top)
+        for _ in range(iterations):
+            shrunk = (scores - top) * total ** (1 - t)
+            total = (1 - (t - 1) * shrunk).pow(-1 / (t - 1)).sum(dim=1, keepdim=True)
+        norm = top + (total ** (t - 1) - 1) / (t - 1)
+        escort = functional.softmax(-t / (t - 1) * torch.log1p((t - 1) * (norm - scores)), dim=1)
+    moved = norm + (escort * (scores - scores.detach())).sum(dim=1, keepdim=True)
+    return -torch.log1p((t - 1) * (moved - scores)) / (t - 1)
+
+
+def _lovasz(missed: Tensor, added: Tensor, truth: Tensor, dim: int) -> Tensor:
+    """Each member's share of the Lovász extension of the Jaccard loss of sets along dim; shares sum to the loss.
+
+    truth: 0…1, how far a member belongs to the set. missed: its error if it does. added: its error if it does not.
+    A member that half belongs counts as two, each of half the weight.
+    """
+    errors, weights = torch.cat([missed, added], dim), torch.cat([truth, 1 - truth], dim)
+    outside = torch.cat([torch.zeros_like(truth), 1 - truth], dim)
+    order = errors.detach().argsort(dim=dim, descending=True, stable=True)
+    wrong = weights.gather(dim, order).cumsum(dim)
+    union = truth.sum(dim, keepdim=True) + outside.gather(dim, order).cumsum(dim)
+    jaccard = wrong / union.clamp(min=1e-12)
+    steps = jaccard.diff(dim=dim, prepend=torch.zeros_like(jaccard.narrow(dim, 0, 1)))
+    shares = errors * torch.zeros_like(errors).scatter(dim, order, steps)
+    return shares.narrow(dim, 0, truth.shape[dim]) + shares.narrow(dim, truth.shape[dim], truth.shape[dim])
+
+
+def _margin_loss(outputs: Tensor, target: Tensor, s: float, shifted: Callable[[Tensor], Tensor]) -> Tensor:
+    """Cross-entropy of s · cosines (B, C) in which the true class has s · shifted(its cosine)."""
+    scale = starting_scale(s, outputs.shape[1])
+    cosines = (outputs.float() / scale).clamp(-1 + 1e-6, 1 - 1e-6)  # an angle has no finite gradient at its ends
+    return _expect(functional.softplus(_others(scale * cosines) - scale * shifted(cosines)), target)
+
+
+def _others(scores: Tensor) -> Tensor:
+    """(B, C) → (B, C), the logarithm of the sum of the exponentials of all other columns.
+
+    From the whole sum without the own term where that is at most half of it; the largest column's is summed anew.
+    """
+    top = scores.argmax(dim=1, keepdim=True)
+    rest = scores.scatter(1, top, -math.inf).logsumexp(dim=1, keepdim=True)
+    chances = functional.softmax(scores, dim=1).clamp(max=0.75)
+    whole = scores.logsumexp(dim=1, keepdim=True) + torch.log1p(-chances)
+    return whole.scatter(1, top, rest)
+
+
+@functools.cache
+def _built(loss: str) -> tuple[Callable[..., Tensor], bool]:
+    """A loss by its call-string, and whether it wants the counts of classes."""
+    return registry.build("losses", loss), bool(registry.facts("losses", loss).get("counts"))
+
+
+def _call(loss: str, *given: Any) -> Tensor:
+    """What a nested loss gives for outputs, targets and counts, which it gets if it wants them."""
+    function, wants_counts = _built(loss)
+    return function(*given) if wants_counts else function(*given[:2])
+
+
+def _warn_of_sizes(losses: tuple[str, ...], sizes: list[float]) -> None:
+    low, high = min(sizes), max(sizes)
+    if high > 100 * low:
+        small, large = losses[sizes.index(low)], losses[sizes.index(high)]
+        warn(f"in the sum of losses {large} is {high:.3g} and {small} {low:.3g}, which will hardly matter; set weights")

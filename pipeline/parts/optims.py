@@ -103,7 +103,9 @@ def adagrad(
     """
     given = _spared(parameters, spare)
     options = {"initial_accumulator_value": initial, "eps": eps, "weight_decay": weight_decay}
-    return _fused(torch.optim.Adagrad, given, lr=lr, **options)
+    optimizer = _fused(torch.optim.Adagrad, given, lr=lr, **options)
+    optimizer.state.clear()  # the first step makes it anew, where the weights then are: a GPU perhaps
+    return optimizer
 
 
 @part(source="Zeiler 2012, algorithm 1 (torch)", allowed={"rho": (0, 0.999999), "weight_decay": (0, None)})
@@ -295,15 +297,14 @@ def schedule_free(
     Gradients are taken at y = (1 - b) · z + b · x: z are AdamW's weights, x their plain mean, b the first of betas. The
     model holds y while it learns; average=schedule_free(beta=b) restores x, which predicts. Use
     schedule=constant(warmup=0.05), and an lr of 1 to 10 times adamw's. weight_decay: decoupled. betas: the place
-    between z and x, and the memory of the gradient's square. eps as in adam. spare: no weight decay of biases and norms.
+    between z and x, and the memory of the gradient's square. eps as in adam. spare: no weight decay of biases and
+    norms.
     """
     return ScheduleFree(_spared(parameters, spare), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
 
 @part(source="Zhang et al. 2019, algorithm 1", allowed={"k": (1, None), "alpha": (0, 1)}, calls={"inner": "optims"})
-def lookahead(
-    parameters: Parameters, lr: float, *, inner: str = "adam()", k: int = 5, alpha: float = 0.5
-) -> Optimizer:
+def lookahead(parameters: Parameters, lr: float, *, inner: str = "adam()", k: int = 5, alpha: float = 0.5) -> Optimizer:
     """Slow weights that, every few steps, go a part of the way to the fast ones, which start again from there.
 
     inner: the call-string of the optimizer that moves the fast weights, such as 'adamw(weight_decay=0.1)'. k: fast

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.registry import part
 
@@ -40,10 +41,27 @@ def max(channels: int) -> nn.Module:
     return Pool(channels, _max)
 
 
-@part(source="Howard & Gugger 2020 (fastai's AdaptiveConcatPool2d)")
-def dual(channels: int) -> nn.Module:
-    """Mean and largest value of each map, side by side: twice as many features."""
-    return Pool(2 * channels, _mean_and_max)
+@part(source="Howard & Gugger 2020 (fastai's AdaptiveConcatPool2d)", allowed={"reduce": (0, 65536)})
+def dual(channels: int, *, reduce: int = 0) -> nn.Module:
+    """Mean and largest value of each map, side by side: twice as many features.
+
+    reduce: features that a 1×1 convolution makes of them; 0: none does.
+    """
+    both = Pool(2 * channels, _mean_and_max)
+    return Reduced(both, reduce) if reduce else both
+
+
+class Reduced(nn.Module):
+    """A pool and a 1×1 convolution, which on pooled maps is a linear layer."""
+
+    def __init__(self, pool: Pool, features: int) -> None:
+        super().__init__()
+        self.features = features
+        self.pool = pool
+        self.reduce = nn.Linear(pool.features, features)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.reduce(self.pool(maps))
 
 
 @part(source="Radenović et al. 2018, eq. 3", allowed={"p": (1, None)})
@@ -70,6 +88,68 @@ class GeneralisedMean(nn.Module):
 
     def extra_repr(self) -> str:
         return f"features={self.features}"
+
+
+@part(
+    source="Ilse et al. 2018 (Attention-based deep multiple instance learning), eq. 8", allowed={"hidden": (1, 65536)}
+)
+def attention(channels: int, *, hidden: int = 128) -> nn.Module:
+    """The mean over the places of a map, each weighed by what a small network thinks of its features.
+
+    hidden: width of that network.
+    """
+    return Attention(channels, hidden)
+
+
+class Attention(nn.Module):
+    """Σ a x with a = softmax over the places of w · tanh(V x); float32 under any autocast, as a sum of many places.
+
+    w starts at zero, so that training begins with the plain mean.
+    """
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.features = features
+        self.hidden = nn.Linear(features, hidden)
+        self.score = nn.Linear(hidden, 1, bias=False)  # a bias would be the same for every place
+        nn.init.zeros_(self.score.weight)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        with torch.autocast(maps.device.type, enabled=False):
+            places = maps.float().flatten(2).transpose(1, 2)
+            weights = self.score(torch.tanh(self.hidden(places))).softmax(dim=1)
+            return (weights * places).sum(dim=1)
+
+
+@part(source="Graham 2014 (Fractional max-pooling); torch.nn.FractionalMaxPool2d", allowed={"ratio": (0.01, 0.99)})
+def fractional_max(channels: int, *, ratio: float = 0.7) -> nn.Module:
+    """The mean over the largest values of regions, 2×2 and overlapping, whose places are drawn anew in each step.
+
+    ratio: regions along a side for each place along it, within 0–1. Prediction puts them evenly.
+    """
+    return FractionalMax(channels, ratio)
+
+
+class FractionalMax(nn.Module):
+    """Fractional max-pooling to ratio × the size, then the mean; a side of one place is left as it is."""
+
+    def __init__(self, features: int, ratio: float) -> None:
+        super().__init__()
+        self.features = features
+        self.ratio = ratio
+
+    def forward(self, maps: Tensor) -> Tensor:
+        sides = maps.shape[2:]
+        kernel = [min(2, side) for side in sides]
+        most = [side - reach + 1 for side, reach in zip(sides, kernel, strict=True)]
+        regions = [min(full, int(self.ratio * side) or 1) for side, full in zip(sides, most, strict=True)]
+        shape = (*maps.shape[:2], 2)
+        draws = torch.rand(shape, device=maps.device) if self.training else torch.full(shape, 0.5, device=maps.device)
+        pooled = functional.fractional_max_pool2d(maps.float(), kernel, regions, _random_samples=draws)
+        return _mean(pooled)
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}, ratio={self.ratio}"
 
 
 def _mean(maps: Tensor) -> Tensor:

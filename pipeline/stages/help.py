@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 from pipeline import registry, stages
-from pipeline.config import Config, keys
+from pipeline.config import Config, keys, root
 from pipeline.console import Outcome, say
 from pipeline.errors import UserError, nearest
 
@@ -73,13 +73,25 @@ def one(topic: str) -> str:
         return kind_of_part(topic)
     found = [p for kind in registry.kinds() for p in registry.parts(kind).values() if p.name == topic]
     if found:
-        return "\n\n".join(f"{p.kind}: {p.signature}\n\n{p.document}\n\nsource: {p.facts['source']}" for p in found)
+        return "\n\n".join(_part(part) for part in found)
     named = [name for name in keys() if name == topic or name.rpartition(".")[2] == topic]
     if named:
         return "\n".join(_key(name) for name in named)
     parts = [name for kind in registry.kinds() for name in registry.parts(kind)]
     everything = [*stages.names(), *registry.kinds(), *parts, *keys()]
     raise UserError(f"no help on {topic!r}; see ./run.sh help stages, parts or config{nearest(topic, everything)}")
+
+
+def _part(part: registry.Part) -> str:
+    """A part's whole docstring; of a schedule also a picture of its curve."""
+    page = f"{part.kind}: {part.signature}\n\n{part.document}\n\nsource: {part.facts['source']}"
+    if part.kind != "schedules":
+        return page
+    from pipeline import plots
+    from pipeline.artefacts import shown
+
+    path = plots.schedule(part.name, root() / "cache" / "schedules" / f"{part.name}.png")
+    return f"{page}\n\ncurve: {shown(path)}"
 
 
 def _key(name: str) -> str:

@@ -7,6 +7,7 @@ in which ``{argument}`` stands for the task's own argument. Nothing outside this
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline import registry
@@ -121,9 +122,38 @@ def check(config: Config) -> None:
         "merge": ("merges", config.merge, known["form"]),
     }
     for key, (kind, call, form) in given.items():
-        if call and not _takes(registry.facts(kind, call), kind, form):
-            fits = [name for name, part in registry.parts(kind).items() if _takes(part.facts, kind, form)]
-            raise UserError(f"{key}={call}, but task={config.task} has {form}; those that fit: {', '.join(fits)}")
+        for one in _unfolded(kind, call):
+            if not _takes(registry.facts(kind, one), kind, form):
+                fits = [name for name, part in registry.parts(kind).items() if _takes(part.facts, kind, form)]
+                raise UserError(f"{key}={call}, but task={config.task} has {form}; those that fit: {', '.join(fits)}")
+    for one in _unfolded("losses", config.loss):
+        _check_scale(config, one)
+
+
+def _unfolded(kind: str, text: str) -> Iterator[str]:
+    """The call-string and those that it holds, such as the loss inside ohem(loss='focal()'); none of an empty one."""
+    if not text:
+        return
+    part, call = registry.bind(kind, text)
+    yield text
+    for name in part.facts.get("calls", {}):
+        inner = {**part.arguments, **call.arguments}[name]
+        for one in [inner] if isinstance(inner, str) else inner:
+            yield from _unfolded(kind, one)
+
+
+def _check_scale(config: Config, loss: str) -> None:
+    """A loss of cosines needs the head that gives them, at the same scale."""
+    part, call = registry.bind("losses", loss)
+    if not part.facts.get("cosines"):
+        return
+    head, given = registry.bind("heads", config.head)
+    own, other = {**part.arguments, **call.arguments}.get("s", 0), {**head.arguments, **given.arguments}.get("s", 0)
+    if not head.facts.get("cosines") or own != other:
+        raise UserError(
+            f"loss={loss} reads cosines at the scale s={own:g}, but head={config.head} gives others; set "
+            f"head=cosine(s={own:g})"
+        )
 
 
 def _takes(facts: dict[str, Any], kind: str, form: str) -> bool:
