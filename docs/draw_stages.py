@@ -139,8 +139,9 @@ def lanes(p: Picture) -> None:
     p.stage(2.7, LOW, 0.86, height, "train")
     p.stage(5.52, LOW, 0.96, height, "predict")
     p.stage(8.74, LOW, 0.86, height, "stack")
-    p.stage(2.63, 5.77, 1.0, 0.4, "sanity")
-    p.path((3.13, 5.77), (3.13, 5.41))
+    for left, name in ((2.5, "preview"), (3.64, "sanity")):
+        p.stage(left, 5.77, 1.06, 0.4, name)
+        p.path((left + 0.53, 5.77), (3.0 if name == "preview" else 3.26, 5.41))
     p.stage(6.66, 5.77, 0.8, 0.4, "knn")
     p.path((7.06, 5.77), (7.06, 5.38))
     p.stage(7.56, 5.77, 0.94, 0.4, "adopt")

@@ -22,7 +22,7 @@ class Learner(nn.Module):
     def __init__(
         self, network: Network, config: Config, learns: Form = CLASSES, counts: np.ndarray | None = None
     ) -> None:
-        """counts: (C,) the rows of each class among those that the member learns from, for losses that weigh by them."""
+        """counts: (C,) the rows of each class among those that the member learns from; some losses weigh by them."""
         super().__init__()
         self.network = network
         self.register_buffer("counts", None if counts is None else torch.from_numpy(counts).float(), persistent=False)

@@ -34,6 +34,9 @@ class Blueprint:
     columns: list[str]
     outputs: int = 0
     state: dict[str, Any] = field(default_factory=dict)
+    norm: str = "own()"
+    activation: str = "own()"
+    stem: str = "own()"
 
     def facts(self) -> dict[str, Any]:
         """Plain values for the checkpoint."""
@@ -114,14 +117,11 @@ class TimmBackbone(nn.Module):
 
 def new(blueprint: Blueprint, pretrained: bool, weights: str) -> Network:
     """A network to train: with timm's weights, those of a file, or random ones (from torch's current seed)."""
-    network = build(blueprint, pretrained=pretrained and not weights)
-    if weights:
-        load_weights(network.backbone, Path(weights))
-    return network
+    return build(blueprint, pretrained and not weights, weights)
 
 
-def build(blueprint: Blueprint, pretrained: bool = False) -> Network:
-    """The network of a blueprint."""
+def build(blueprint: Blueprint, pretrained: bool = False, weights: str = "") -> Network:
+    """The network of a blueprint; weights are loaded before stem, norm and activation change."""
     name, arguments = backbone_names.split(blueprint.backbone)
     if name in registry.parts("backbones"):
         backbone = registry.build("backbones", blueprint.backbone)(blueprint.channels)
@@ -129,6 +129,10 @@ def build(blueprint: Blueprint, pretrained: bool = False) -> Network:
             raise UserError(f"pretrained=true, but {name} has no pretrained weights; add pretrained=false")
     else:
         backbone = TimmBackbone(name, arguments, blueprint.channels, blueprint.image_size, pretrained)
+    if weights:
+        load_weights(backbone, Path(weights))
+    for kind, call in (("stems", blueprint.stem), ("norms", blueprint.norm), ("activations", blueprint.activation)):
+        backbone = registry.build(kind, call)(backbone)
     return Network(blueprint, backbone, backbone.num_features)
 
 

@@ -68,8 +68,8 @@ def solarize(image: np.ndarray, magnitude: float, fill: int) -> np.ndarray:
 
 
 def posterize(image: np.ndarray, magnitude: float, fill: int) -> np.ndarray:
-    """The upper bits alone, so many of them."""
-    return image & np.uint8(256 - 2 ** (8 - int(magnitude)))
+    """The upper bits alone, so many of them, and at least one."""
+    return image & np.uint8(256 - 2 ** (8 - max(int(magnitude), 1)))
 
 
 def brightness(image: np.ndarray, magnitude: float, fill: int) -> np.ndarray:

@@ -20,7 +20,7 @@ import ast
 import functools
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ def part(source: str = "", **facts: Any) -> Callable[[Any], Any]:
     source: paper and equation, or the library it comes from. facts: what the pipeline must know of the part, such as
     a view's symmetry; literals are known without importing the module, others (a function) once it is built. The fact
     ``allowed={"gamma": (0, None), "border": ("reflect", "constant")}`` gives inclusive bounds (None: open) or choices
-    of the user's arguments; it is checked with their names and types, before any work.
+    of the user's arguments; it is checked with their names and types, before any work. ``calls={"loss": "losses"}``
+    names arguments that are call-strings themselves, or lists of them.
     """
 
     def mark(thing: Any) -> Any:
@@ -152,13 +153,29 @@ def bind(kind: str, text: str) -> tuple[Part, Call]:
             raise UserError(f"{text!r}: {call.name} has no argument {key!r}; {takes}{hint}")
         _check_type(text, key, value, chosen.types.get(key, ""))
         _check_allowed(text, key, value, chosen.facts.get("allowed", {}).get(key))
-        if key in chosen.facts.get("calls", {}):  # an argument that is itself a call-string, or several
-            for inner in [value] if isinstance(value, str) else value:
-                bind(chosen.facts["calls"][key], inner)
     missing = [k for k, v in chosen.arguments.items() if v is REQUIRED and k not in call.arguments]
     if missing:
         raise UserError(f"{text!r}: {chosen.signature} needs {', '.join(missing)}")
+    for other, inner in _inner(chosen, call):
+        bind(other, inner)
     return chosen, call
+
+
+def unfold(kind: str, text: str) -> Iterator[str]:
+    """A call-string and those of its kind that it holds, such as the loss inside ``ohem(loss='focal()')``.
+
+    The fact ``calls={"loss": "losses"}`` says which arguments are call-strings, or lists of them, and of what kind.
+    """
+    yield text
+    for other, inner in _inner(*bind(kind, text)):
+        if other == kind:
+            yield from unfold(kind, inner)
+
+
+def _inner(chosen: Part, call: Call) -> Iterator[tuple[str, str]]:
+    for name, kind in chosen.facts.get("calls", {}).items():
+        value = {**chosen.arguments, **call.arguments}[name]
+        yield from ((kind, text) for text in ([value] if isinstance(value, str) else value))
 
 
 def build(kind: str, text: str) -> Callable[..., Any]:

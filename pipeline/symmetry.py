@@ -15,7 +15,7 @@ def check_symmetry(call_strings: Iterable[str], declared: str, kind: str = "view
 
     declared: one of SYMMETRIES. Raises UserError at the first that does not fit.
     """
-    for text in call_strings:
+    for text in (inner for call in call_strings for inner in registry.unfold(kind, call)):
         needed = registry.facts(kind, text).get("symmetry", "none")
         if SYMMETRIES.index(needed) > SYMMETRIES.index(declared):
             raise UserError(

@@ -85,6 +85,9 @@ def blueprint(run: Run, task: Task, held_out: tuple[int, ...]) -> network.Bluepr
         columns=task.columns,
         outputs=task.outputs,
         state=member_state(run, task, held_out),
+        norm=config.norm,
+        activation=config.activation,
+        stem=config.stem,
     )
 
 

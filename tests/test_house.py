@@ -19,7 +19,7 @@ SOURCE = small_training.SOURCE / "pipeline"
 FLOORS = [  # a module imports from floors above it in this list alone, at the top or within a function
     ["errors", "console", "environment", "torchvision_fix", "forms"],
     ["registry", "archives", "patterns", "pictures"],
-    ["stacking"],
+    ["stacking", "policies", "surgery"],
     ["fitting"],
     ["backbone_names", "symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
     ["config", "nested"],
@@ -39,7 +39,9 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["__main__"],
 ]
 SIDEWAYS = ("stages", "parts", "tasks", "doctor", "discover")  # within these, one module may use another
-LIGHT = [floor for names in FLOORS[:12] for floor in names if not floor.endswith("*")] + ["runs", "stages"]
+HEAVY = ("surgery",)  # changes torch modules; the parts that use it import it when they are called
+LIGHT = [floor for names in FLOORS[:12] for floor in names if not floor.endswith("*") and floor not in HEAVY]
+LIGHT += ["runs", "stages"]
 TASK_NAMES = {*tasks.names(), "segmentation", "retrieval"}
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import registry
 from pipeline.errors import UserError
+from pipeline.symmetry import check_symmetry
 
 SOURCE = '''
 from __future__ import annotations
@@ -168,3 +169,26 @@ def test_nothing_here_imports_torch() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+# --- call-strings inside call-strings -------------------------------------------------------------------------------
+
+
+def test_compose_needs_the_symmetry_of_its_strongest_part():
+    check_symmetry(["compose(parts=['light()','colour()'])"], "none", "augments")
+    check_symmetry(["compose(parts=['flips()','colour()'])"], "hflip", "augments")
+    with pytest.raises(UserError, match="flips\\(\\) needs symmetry=hflip"):
+        check_symmetry(["compose(parts=['light()','flips()'])"], "none", "augments")
+    with pytest.raises(UserError, match="d4\\(\\) needs symmetry=d4"):
+        check_symmetry(["compose(parts=['flips()',\"compose(parts=['d4()'])\"])"], "hflip", "augments")
+
+
+def test_a_wrong_name_inside_is_found_before_any_work():
+    with pytest.raises(UserError, match="did you mean flips"):
+        registry.bind("augments", "compose(parts=['flip()'])")
+    with pytest.raises(UserError, match="alfa"):
+        registry.bind("mixes", "mix_of(mixes=['mixup(alfa=1.0)'])")
+    assert list(registry.unfold("mixes", "mix_of(mixes=['none()','cutmix()'])")) == [
+        "mix_of(mixes=['none()','cutmix()'])", "none()", "cutmix()",
+    ]  # fmt: skip
+    assert list(registry.unfold("mixes", "cutmix()")) == ["cutmix()"]

@@ -1,7 +1,8 @@
 """Augments: random changes of single training images, by albumentations, and the runner that seeds them.
 
-Form: ``f(image_size, *, …) -> list`` of albumentations transforms that keep an (S, S, C) uint8 image's size and dtype;
-an empty list does nothing. The fact ``symmetry`` is what the competition must declare for the label to stay true.
+Form: ``f(image_size, *, …) -> list`` of albumentations transforms, or ``policies.Seeded`` ones, that keep an (S, S, C)
+uint8 image's size and dtype; an empty list does nothing. The fact ``symmetry`` is what the competition must declare for
+the label to stay true; ``calls`` names the argument that holds call-strings of others, whose strongest then counts.
 albumentations imports torch and takes 1.7 s, so it is imported only where there is something to do.
 """
 
@@ -262,8 +263,8 @@ def aug_mix(image_size: int, *, severity: int = 3, width: int = 3, depth: int = 
     return [policies.aug_mix(severity, width, depth, image_size, fill)]
 
 
-@part(source="Buslaev et al. 2020 (albumentations), Compose", symmetry="d4", unfolds="parts")
-def compose(image_size: int, *, parts: list[str] = ("flips()", "light()")) -> list[Any]:
+@part(source="Buslaev et al. 2020 (albumentations), Compose", symmetry="none", calls={"parts": "augments"})
+def compose(image_size: int, *, parts: tuple[str, ...] = ("flips()", "light()")) -> list[Any]:
     """Several augments in turn; it needs the symmetry of the most demanding of them.
 
     parts: their call-strings, such as ['flips()', 'colour(strength=0.3)'].

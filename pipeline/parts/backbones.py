@@ -26,13 +26,16 @@ class _Residual(nn.Module):
         return images + self.body(images)
 
 
-@part(source="Page 2018, How to train your ResNet (a ResNet-9)", weights=False)
+@part(
+    source="Page 2018, How to train your ResNet (a ResNet-9)",
+    weights=False,
+    allowed={"width": (1, None), "depth": (0, None)},
+)
 class small_image(nn.Module):
     """A ResNet-9-like net with a stride-1 stem for images of at most 64 px, from random weights.
 
     channels: of the input. width: of the first stage; each of the three later stages doubles it. depth: residual
-    blocks after the second and the last stage. Output (B, 8·width,
-    H/8, W/8).
+    blocks after the second and the last stage. Output (B, 8·width, H/8, W/8).
     """
 
     def __init__(self, channels: int, *, width: int = 64, depth: int = 1) -> None:

@@ -11,7 +11,8 @@ the user's keywords of the loss. ``stage=sanity`` compares it with the first los
 Other facts. ``batch=True``: the loss looks at the rows of a batch together; what it gives a row is a share, of which
 the mean alone has a meaning. ``counts=True``: a third positional argument says how many of the member's own training
 rows are of each class, (C,), or is None where targets are no classes. ``cosines=True``: outputs are s · cosines of the
-head ``cosine``, and loss and head must be given the same s. ``calls``: the arguments that hold call-strings, and their kind.
+head ``cosine``, and loss and head must be given the same s. ``calls``: the arguments that hold call-strings, and of
+what kind.
 """
 
 from __future__ import annotations

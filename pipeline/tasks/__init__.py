@@ -7,7 +7,6 @@ in which ``{argument}`` stands for the task's own argument. Nothing outside this
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline import registry
@@ -122,24 +121,12 @@ def check(config: Config) -> None:
         "merge": ("merges", config.merge, known["form"]),
     }
     for key, (kind, call, form) in given.items():
-        for one in _unfolded(kind, call):
+        for one in registry.unfold(kind, call) if call else ():
             if not _takes(registry.facts(kind, one), kind, form):
                 fits = [name for name, part in registry.parts(kind).items() if _takes(part.facts, kind, form)]
                 raise UserError(f"{key}={call}, but task={config.task} has {form}; those that fit: {', '.join(fits)}")
-    for one in _unfolded("losses", config.loss):
+    for one in registry.unfold("losses", config.loss) if config.loss else ():
         _check_scale(config, one)
-
-
-def _unfolded(kind: str, text: str) -> Iterator[str]:
-    """The call-string and those that it holds, such as the loss inside ohem(loss='focal()'); none of an empty one."""
-    if not text:
-        return
-    part, call = registry.bind(kind, text)
-    yield text
-    for name in part.facts.get("calls", {}):
-        inner = {**part.arguments, **call.arguments}[name]
-        for one in [inner] if isinstance(inner, str) else inner:
-            yield from _unfolded(kind, one)
 
 
 def _check_scale(config: Config, loss: str) -> None:

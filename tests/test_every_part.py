@@ -1,0 +1,43 @@
+"""Every registered part, switched on in turn from the command line alone, trains two batches of a drawn competition."""
+
+from __future__ import annotations
+
+import pytest
+import small_tasks
+
+from pipeline import registry
+
+KINDS = {
+    "losses": "loss", "pools": "pool", "heads": "head", "augments": "augment", "mixes": "mix", "samplers": "sampler",
+    "optims": "optim", "schedules": "schedule", "averages": "average", "norms": "norm", "activations": "activation",
+    "stems": "stem",
+}  # fmt: skip
+TASKS = {"classes": "multiclass()", "labels": "multilabel()", "numbers": "regression()"}
+NEEDED = {  # arguments without a default, and partners
+    "weighted_cross_entropy": ("loss=weighted_cross_entropy(weights=[1,2,3])",),
+    "total": ("loss=total(losses=['cross_entropy()','focal()'],weights=[1,0.5])",),
+    "schedule_free": ("optim=schedule_free()", "average=schedule_free()"),
+    "ibn": ("norm=ibn()", "backbone=resnet18", "image_size=64"),
+    "small": ("stem=small()", "backbone=resnet18"),
+    "instance": ("norm=instance()", "image_size=64"),
+}
+CASES = [
+    pytest.param(key, part, id=f"{kind}.{name}")
+    for kind, key in KINDS.items()
+    for name, part in registry.parts(kind).items()
+]
+
+
+@pytest.mark.parametrize(("key", "part"), CASES)
+def test_part_trains_two_batches(project, key: str, part: registry.Part) -> None:
+    form = part.facts.get("takes", ("classes",))
+    task = TASKS["classes" if "classes" in form else form[0]]
+    small_tasks.write(project.root, task, rows=24)
+    words = list(NEEDED.get(part.name, (f"{key}={part.name}()",)))
+    if part.facts.get("cosines") and part.kind == "losses":
+        words.append("head=cosine()")
+    size = ("image_size=16", "batch_size=6", "epochs=1")
+    ended = project.run("stage=train", "fold=0", "symmetry=d4", *size, *words)
+    assert ended.code == 0, ended.err
+    assert "fold0 epoch  1  loss" in ended.out
+    assert (project.root / "runs/drawn/tiny/fold0/best.ckpt").exists()

@@ -1,0 +1,123 @@
+"""stage=preview: the picture shows the images that training sees, and nothing is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_competition
+import small_training as small
+from PIL import Image
+
+from pipeline.competition import load
+from pipeline.data import row_seeds
+from pipeline.parts.augments import augmenter, pad_crop
+from pipeline.stages import preview
+
+
+@pytest.fixture
+def root(project) -> Path:
+    small.write(project.root)
+    return project.root
+
+
+def picture(root: Path, run: str = "tiny") -> np.ndarray:
+    return np.asarray(Image.open(root / f"runs/noise/{run}/augmented.png"))
+
+
+def tile(page: np.ndarray, row: int, place: int, captions: bool = False, size: int = 8) -> np.ndarray:
+    """The pixels of one tile, back at the training size."""
+    side = preview.tile_side(size)
+    high = side + preview.GAP + (preview.TEXT + preview.GAP if captions else 0)
+    y = 2 * (preview.TEXT + 2 * preview.GAP) + row * high
+    x = preview.LABEL + place * (side + preview.GAP)
+    return page[y : y + side : side // size, x : x + side : side // size]
+
+
+def test_each_row_is_an_image_and_its_augmented_versions(root, project):
+    ended = project.run("stage=preview", "augment=pad_crop(pad=2)")
+    assert ended.code == 0, ended.err
+    assert "runs/noise/tiny/augmented.png" in ended.out
+    assert not list(root.rglob("*.ckpt"))
+    config = small.config(augment="pad_crop(pad=2)")
+    competition = load(config)
+    rows = preview.choose(competition, np.array([], dtype=np.int64), config.seed)
+    augment, page = augmenter(pad_crop(8, pad=2)), picture(root)
+    for place, row in enumerate(rows):
+        path = root / "data/noise" / competition.train["file"].iloc[row]
+        original = np.asarray(Image.open(path))[..., None]
+        assert np.array_equal(tile(page, place, 0), np.repeat(original, 3, axis=2))
+        for version in range(1, preview.VERSIONS + 1):
+            seed = int(row_seeds(config.seed, version, rows)[place])
+            assert np.array_equal(tile(page, place, version)[..., :1], augment(original, seed))
+
+
+def test_a_mix_is_shown_with_its_shares(root, project):
+    assert project.run("stage=preview", "mix=cutmix()", "run=mixed").code == 0
+    config = small.config(mix="cutmix()")
+    rows = preview.choose(load(config), np.array([], dtype=np.int64), config.seed)
+    page = picture(root, "mixed")
+    originals = [tile(page, place, 0, captions=True) for place in range(len(rows))]
+    for version in range(1, preview.VERSIONS + 1):
+        _, share = preview.change(config, np.stack([one[..., :1] for one in originals]), rows, version)
+        for place, original in enumerate(originals):
+            same = (tile(page, place, version, captions=True) == original).all(axis=2).mean()
+            assert same == pytest.approx(share[place], abs=0.1), "a pixel can be alike by chance"
+    assert preview.own(0.7) == "70% its own"
+    assert preview.own(1.0) == ""
+
+
+def test_the_same_command_draws_the_same_picture_and_another_seed_another(root, project):
+    pages = []
+    for words in ((), (), ("seed=1",)):
+        assert project.run("stage=preview", "augment=light()", *words).code == 0
+        pages.append((root / "runs/noise/tiny/augmented.png").read_bytes())
+    assert pages[0] == pages[1] != pages[2]
+
+
+def test_nothing_to_see_is_said(root, project):
+    ended = project.run("stage=preview")
+    assert ended.code == 0
+    assert "each version is the image itself" in ended.err
+    assert "light()" not in project.run("stage=preview", "augment=light()").err
+
+
+def test_a_preview_does_not_stand_in_the_way_of_the_training(root, project):
+    assert project.run("stage=preview", "augment=light()").code == 0
+    assert project.run("stage=train", "fold=0", "epochs=1").code == 0
+    assert (root / "runs/noise/tiny/augmented.png").is_file()
+
+
+def test_every_class_is_shown_before_any_comes_twice(project):
+    small_competition.write(project.root, rows=12, classes=("cat", "dog", "owl", "rare"))
+    config = small_competition.config()
+    competition = load(config)
+    rows = preview.choose(competition, np.array([0, 1]), config.seed)
+    assert len(rows) == preview.ROWS
+    assert not {0, 1} & set(rows.tolist()), "broken images are not shown"
+    assert len(set(competition.targets.iloc[rows[:4], 0])) == 4
+    assert len(preview.choose(competition, np.arange(2, 12), config.seed)) == 2
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [8, 100, 400])
+def test_tiles_of_any_size_and_channels_are_drawn(size: int, channels: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (size, size, channels), dtype=np.uint8)
+    side = preview.tile_side(size)
+    assert preview.TILE <= side <= 2 * preview.TILE
+    drawn = np.asarray(preview.tile(image, side))
+    assert drawn.shape == (side, side, 3)
+    if side >= size:
+        step = side // size
+        assert np.array_equal(drawn[::step, ::step, 0], image[..., 0])
+
+
+def test_long_labels_are_cut_to_the_column(project) -> None:
+    small_competition.write(
+        project.root, classes=("a-very-long-class-name-that-does-not-fit", "two words " * 20, "owl")
+    )
+    competition = load(small_competition.config())
+    for text in preview.labels(competition, np.arange(6)):
+        assert all(len(line) <= preview.LETTERS for line in text.split("\n"))
+        assert text.count("\n") <= 4
