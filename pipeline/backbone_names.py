@@ -31,6 +31,12 @@ def split(text: str) -> tuple[str, dict[str, object]]:
     return name, registry.parse(f"backbone{bracket}{rest}").arguments
 
 
+def is_coarse_from_scratch(text: str, stem: str, image_size: int, random: bool) -> bool:
+    """Whether a net made for large images would start from random weights on small ones: the wrong tool there."""
+    own = split(text)[0] in registry.parts("backbones")
+    return random and image_size <= 64 and not own and registry.parse(stem).name == "own"
+
+
 def check(text: str) -> None:
     """Raise UserError, with the nearest right name, if neither parts/backbones.py nor timm has this backbone."""
     name, _ = split(text)

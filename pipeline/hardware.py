@@ -13,10 +13,12 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import backbone_names, registry
 from pipeline.config import Config
 from pipeline.errors import UserError
 
 SMALL_SIDE = 96  # below this side, casting to bf16 costs a CPU more in training than the products gain
+FINE_SIDE = 16  # the same for nets that do not shrink the image at once, and so have large maps even of small images
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -46,7 +48,7 @@ class Hardware:
 def choose(config: Config) -> Hardware:
     """The hardware format of a new run."""
     device = _device(config.device)
-    train, predict = _formats(device, config.image_size)
+    train, predict = _formats(device, config.image_size >= (FINE_SIDE if _is_fine(config) else SMALL_SIDE))
     if config.precision != "auto":
         train = predict = config.precision
     if train == "fp16" and device == "cpu":
@@ -95,7 +97,14 @@ def _device(asked: str) -> str:
     return asked
 
 
-def _formats(device: str, image_size: int) -> tuple[str, str]:
+def _is_fine(config: Config) -> bool:
+    """Whether the first convolutions see the image at its full size."""
+    name, _ = backbone_names.split(config.backbone)
+    own = registry.parts("backbones").get(name)
+    return bool(own.facts.get("fine")) if own else registry.parse(config.stem).name == "small"
+
+
+def _formats(device: str, large: bool) -> tuple[str, str]:
     """(training, prediction) format of a device; the products of prediction gain from bf16 at every size."""
     import torch
 
@@ -104,5 +113,5 @@ def _formats(device: str, image_size: int) -> tuple[str, str]:
         both = "bf16" if major >= 8 else "fp16" if major >= 7 else "fp32"
         return both, both
     if device == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return ("bf16" if image_size >= SMALL_SIDE else "fp32"), "bf16"
+        return ("bf16" if large else "fp32"), "bf16"
     return "fp32", "fp32"

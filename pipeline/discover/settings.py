@@ -6,6 +6,7 @@ import math
 from collections import Counter
 
 from pipeline import registry
+from pipeline.config import read_named
 from pipeline.discover.columns import column
 from pipeline.discover.draft import Draft
 from pipeline.discover.looks import Looks
@@ -39,8 +40,18 @@ def settle_training(rows: Rows, target: Target, looks: Looks, draft: Draft) -> N
     draft.set("batch_size", batch, f"{steps} steps an epoch of {rows_learned:.0f} rows")
     epochs = _epochs(steps, small)
     draft.set("epochs", epochs, f"about {epochs * steps} steps in all")
-    draft.set("lr", 2e-3 if small else 3e-4, "for random weights" if small else "for pretrained weights")
+    own = {name: read_named("model", name) for name in draft.value("models")}
+    theirs = [name for name, layer in own.items() if "lr" in layer]
+    why = "for random weights" if small else "for pretrained weights"
+    draft.set("lr", 1e-3 if small else 3e-4, why + (f"; {', '.join(theirs)} has its own" if theirs else ""))
     _settle_augment(target, small, draft)
+    for name, layer in own.items():
+        shadowed = sorted(draft.given.keys() & layer.keys())
+        if shadowed:
+            draft.notes.append(
+                f"{', '.join(shadowed)}: configs/model/{name}.yaml has its own, which wins; edit it, or say it again with "
+                "each command"
+            )
 
 
 def batch_size(rows: float, most: int) -> int:
@@ -50,7 +61,7 @@ def batch_size(rows: float, most: int) -> int:
 
 
 def _epochs(steps: int, small: bool) -> int:
-    wanted = 1500 if small else 2000  # steps that a small net needs to get anywhere
+    wanted = 1000 if small else 2000  # steps that a small net needs to get anywhere
     return min(30 if small else 20, max(10, math.ceil(wanted / steps / 5) * 5))
 
 

@@ -69,7 +69,7 @@ def _entries(found: Discovery) -> list[tuple[str, ...]]:
     ids = f"{len(rows.table)} of {len(rows.table)} found in {place}" + (f", as {patterns}" if patterns else "")
     folds = f"{draft.value('folds.count')}" + (f", by {draft.value('data.group')}" if draft.value("data.group") else "")
     sizes = " ".join(f"{key.replace('_size', '')} {writing.value(draft.value(key))}" for key in
-                     ("image_size", "batch_size", "epochs", "lr"))  # fmt: skip
+                     ("image_size", "batch_size", "epochs"))  # fmt: skip
     features = ", ".join([*(draft.value("data.features") or []), *(draft.value("data.tables") or [])])
     return [
         ("task", found.target.task, _why(found, "task")),

@@ -29,6 +29,7 @@ class _Residual(nn.Module):
 @part(
     source="Page 2018, How to train your ResNet (a ResNet-9)",
     weights=False,
+    fine=True,
     allowed={"width": (1, None), "depth": (0, None)},
 )
 class small_image(nn.Module):

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline import artefacts, evaluate
 from pipeline.artefacts import shown
+from pipeline.backbone_names import is_coarse_from_scratch
 from pipeline.competition import load
 from pipeline.config import Config
 from pipeline.console import Outcome, say
@@ -25,6 +26,12 @@ def run(config: Config) -> list[Outcome]:
     ensure_folds(config, load(config))
     run = Run(config, artefacts.run_name(config))
     run.settle()
+    if is_coarse_from_scratch(
+        config.backbone, config.stem, config.image_size, not (config.pretrained or config.weights)
+    ):
+        say(
+            f"  {config.backbone} starts from random weights on {config.image_size} px: model=small_image is made for that"
+        )
     try:
         reused = [train(run, held_out) for held_out in run.asked()]
     except UserError:
