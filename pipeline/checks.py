@@ -74,8 +74,7 @@ class Bench:
         self.learner = learner.Learner(
             fresh_network(self.run, self.task, (0,)), self.config, self.task.learns, self.counts
         )
-        parameters = [p for p in self.learner.parameters() if p.requires_grad]
-        optimizer = registry.build("optims", self.config.optim)(parameters, self.config.lr)
+        optimizer = engine.make_optimizer(self.learner, self.config)
         self.module, self.optimizer = self.fabric.setup(self.learner.to(memory_format=torch.channels_last), optimizer)
         self.module.train()
 

@@ -213,6 +213,7 @@ class Config:
     pool: str = option("avg()", "feature map → vector", part="pools", scope="run")
     head: str = option("linear()", "vector → outputs", part="heads", scope="run")
     augment: str = option("none()", "augmentation of single images", part="augments", scope="run")
+    finetune: str = option("all_alike()", "which weights learn, and how fast", part="finetunes", scope="run")
     mix: str = option("none()", "mixing of a batch's images and labels", part="mixes", scope="run")
     sampler: str = option("shuffle()", "order and frequency of the training rows", part="samplers", scope="run")
     average: str = option("none()", "average of the weights over steps", part="averages", scope="run")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import math
 import signal
 import time
@@ -39,10 +40,21 @@ Validate = Callable[[nn.Module], tuple[float, dict[str, float]]]
 
 def make_fabric(hardware: Hardware) -> Fabric:
     """Fabric for one device in the run's training format."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it would say stands in config.yaml
     precision = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[hardware.precision]
     number = hardware.device.partition(":")[2]
     devices: Any = [int(number)] if number else 1
     return Fabric(accelerator=hardware.kind, devices=devices, precision=precision)  # type: ignore[arg-type]
+
+
+def make_optimizer(learner: Learner, config: Config) -> torch.optim.Optimizer:
+    """The optimizer over what learns: the network as finetune says, and what the loss itself may learn."""
+    groups = registry.build("finetunes", config.finetune)(learner.network, config.lr)
+    own = {id(parameter) for parameter in learner.network.parameters()}
+    if rest := [parameter for parameter in learner.parameters() if id(parameter) not in own]:
+        groups.append({"params": rest, "lr": config.lr})
+    single = len(groups) == 1  # plain tensors, as ever: the state of older checkpoints fits
+    return registry.build("optims", config.optim)(groups[0]["params"] if single else groups, config.lr)
 
 
 def fit(
@@ -53,8 +65,7 @@ def fit(
     validate: scores the network after each epoch; None for a training on everything. Raises UserError when the loss
     is not finite, KeyboardInterrupt after saving when asked to stop.
     """
-    parameters = [p for p in learner.parameters() if p.requires_grad]
-    optimizer = registry.build("optims", config.optim)(parameters, config.lr)
+    optimizer = make_optimizer(learner, config)
     schedule = registry.build("schedules", config.schedule)
     module, optimizer = fabric.setup(learner.to(memory_format=torch.channels_last), optimizer)
     groups = math.ceil(train.steps / config.train.accumulate)  # the last one of an epoch may be smaller

@@ -167,9 +167,10 @@ def _deal(config: Config, competition: Competition, group: np.ndarray | None) ->
             f"folds.count={len(competition.train)} at most"
         )
     column = _column(config, competition, group, str(facts.get("column", "")))
-    strata = task_for(config, competition).strata(competition.targets)
+    task = task_for(config, competition)
+    strata = task.strata(competition.targets)
     if not facts.get("own_count"):
-        _check_rare(config, strata)
+        _check_rare(config, strata, task.columns)
     folds = np.asarray(registry.build("splits", settings.method)(strata, column, settings.count, settings.seed))
     _say_absent(strata, folds)
     return folds
@@ -197,11 +198,11 @@ def _column(config: Config, competition: Competition, group: np.ndarray | None, 
     return competition.column(name, f"data.{needs}")
 
 
-def _check_rare(config: Config, strata: np.ndarray) -> None:
+def _check_rare(config: Config, strata: np.ndarray, columns: list[str]) -> None:
     if strata.dtype.kind == "f":
         return
     if strata.ndim == 2:
-        counts = [(f"column {place}", int(rows)) for place, rows in enumerate(strata.sum(axis=0))]
+        counts = [(name, int(rows)) for name, rows in zip(columns, strata.sum(axis=0), strict=True)]
     else:
         counts = [(str(name), int(rows)) for name, rows in zip(*np.unique(strata, return_counts=True), strict=True)]
     rare = [f"{name} ({rows})" for name, rows in counts if rows < config.folds.count]

@@ -136,3 +136,12 @@ def test_leave_one_group_out_makes_a_fold_for_each(folder):
     folds = dealt(asked)
     assert folds.max() == 15
     assert all(len(set(folds[start : start + 3])) == 1 for start in range(0, 48, 3))
+
+
+def test_rare_labels_are_named(project):
+    folder = small_tasks.write(project.root, "multilabel()")
+    rows = pd.read_csv(folder / "train.csv", dtype=str).assign(glaring=["1"] + ["0"] * 47)
+    rows.to_csv(folder / "train.csv", index=False)
+    asked = config()
+    ensure_folds(asked, load(asked))
+    assert "so that some folds hold none: glaring (1)" in project.capsys.readouterr().err
