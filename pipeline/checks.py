@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import engine, hardware, learner, registry, stores
+from pipeline import engine, hardware, learner, stores
 from pipeline.config import Config, replace
 from pipeline.data import Batch, Joined, Loader, draw
 from pipeline.hardware import Hardware

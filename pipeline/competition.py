@@ -98,7 +98,8 @@ def _load(name: str, folder: Path, fields: tuple[Any, ...], changed: tuple[int, 
         [artefacts.file_digest(folder / table) for table in tables],
         files.listing(folder, [*train["file"], *test["file"]]),
     )
-    return Competition(name, folder, train, table[data.target], test, sample, table, test_table, print_)
+    targets = table[data.target].apply(lambda cells: cells.str.strip())  # "cat " is no other class than "cat"
+    return Competition(name, folder, train, targets, test, sample, table, test_table, print_)
 
 
 def _train_table(folder: Path, data: Data) -> pd.DataFrame:
@@ -114,7 +115,7 @@ def _train_table(folder: Path, data: Data) -> pd.DataFrame:
 
 def _class_folders(folder: Path, data: Data) -> pd.DataFrame:
     """One row a file of data.train_images: its id is the path, its class the first folder on the way."""
-    tests = data.test_images.rstrip("/") + "/" if data.train_images in ("", ".") else "\0"  # they may lie beside
+    tests = os.path.relpath(data.test_images or ".", data.train_images or ".") + "/"  # they may lie beside the classes
     found = [file for file in _images_of(folder, data.train_images) if "/" in file and not file.startswith(tests)]
     if not found:
         raise UserError(

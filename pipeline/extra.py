@@ -49,7 +49,11 @@ def load(config: Config, competition: Competition) -> Extra | None:
     if copies.all():
         raise UserError(f"data.extra={data.extra}: every image is a copy of one of the competition's own; leave it out")
     kept = np.flatnonzero(~copies)
-    return Extra(path.parent, [found[row] for row in kept], table[data.target].iloc[kept].reset_index(drop=True))
+    return Extra(
+        path.parent,
+        [found[row] for row in kept],
+        table[data.target].iloc[kept].apply(lambda cells: cells.str.strip()).reset_index(drop=True),
+    )
 
 
 def find(config: Config, competition: Competition) -> Path:

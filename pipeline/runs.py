@@ -166,18 +166,27 @@ class Run:
         """The config with the settings that the run was made with, whatever the command line says."""
         stored = self.stored()
         if not stored:
-            raise UserError(f"the run {self.name} does not exist; train it first: ./run.sh stage=train run={self.name}")
+            raise UserError(f"the run {self.name} does not exist; train it first: {self.command('train')}")
         known = {key.replace(".", "__"): value for key, value in stored["settings"].items() if key in keys()}
         return replace(self.config, run=self.name, **known)
+
+    def command(self, stage: str) -> str:
+        """What a message says to run a stage on this run."""
+        return f"./run.sh stage={stage} competition={self.config.competition} run={self.name}"
+
+    def fits_folds(self) -> bool:
+        """Whether the OOF files there are hold the rows of today's folds."""
+        ids = self.competition.train["id"].to_numpy()
+        files = [self.member((fold,)) / "oof.npz" for fold in range(self.count)]
+        pairs = [(Predictions.load(file).ids.tolist(), fold) for fold, file in enumerate(files) if file.exists()]
+        return all(set(known) == set(ids[self.folds == fold].tolist()) for known, fold in pairs)
 
     def trained(self, held_out: tuple[int, ...]) -> str:
         """The fingerprint of a trained member; UserError with the command that trains it."""
         folder, print_ = self.member(held_out), artefacts.fingerprint(self.fingerprint(), held_out)
         if not artefacts.finished(folder / "train.json", print_, folder / "best.ckpt"):
             fold = ",".join(map(str, held_out)) or "full"
-            raise UserError(
-                f"{shown(folder)} is not trained to the end; run ./run.sh stage=train run={self.name} fold={fold} first"
-            )
+            raise UserError(f"{shown(folder)} is not trained to the end; run {self.command('train')} fold={fold} first")
         return artefacts.file_digest(folder / "train.json") + print_
 
     # --- predictions ---
@@ -189,7 +198,10 @@ class Run:
         for fold, member in enumerate(members):
             if set(member.ids.tolist()) != set(ids[self.folds == fold].tolist()):
                 path = shown(self.member((fold,)) / "oof.npz")
-                raise UserError(f"{path} holds other rows than fold {fold}; run stage=predict run={self.name} again")
+                raise UserError(
+                    f"{path} holds other rows than fold {fold}: the run was made on other folds; train and predict it "
+                    f"again, {self.command('train')} overwrite=true, or delete it"
+                )
         return Predictions.concat(members).align(ids[self.scored], f"OOF of {self.name}")
 
     def tests(self) -> list[Predictions]:
@@ -226,7 +238,7 @@ class Run:
             fold = held_out[0]
             raise UserError(
                 f"{shown(path)} is missing: run {self.name} has no predictions of fold {fold}; make them with "
-                f"./run.sh stage=train fold={fold} run={self.name}, then ./run.sh stage=predict run={self.name}"
+                f"{self.command('train')} fold={fold}, then {self.command('predict')}"
             )
         return path
 
@@ -253,7 +265,7 @@ def predicted_runs(config: Config) -> list[Run]:
     folder = artefacts.runs_folder(config)
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name != "level2") if folder.is_dir() else []
     runs = [Run(config, name) for name in names if not name.startswith(".")]
-    return [run for run in runs if run.predicted() and not run.rejected]
+    return [run for run in runs if run.predicted() and not run.rejected and run.fits_folds()]
 
 
 def write_yaml(path: Path, content: dict[str, Any]) -> None:

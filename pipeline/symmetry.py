@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pipeline import registry
 from pipeline.errors import UserError
 
+KEYS = {"views": "views", "augments": "augment"}  # the config's key of each kind
 SYMMETRIES = ("none", "hflip", "d4")  # each allows what stands before it
 
 
@@ -19,7 +20,7 @@ def check_symmetry(call_strings: Iterable[str], declared: str, kind: str = "view
         needed = registry.facts(kind, text).get("symmetry", "none")
         if SYMMETRIES.index(needed) > SYMMETRIES.index(declared):
             raise UserError(
-                f"{kind}: {text} needs symmetry={needed}, but the competition declares symmetry={declared} "
+                f"{KEYS[kind]}: {text} needs symmetry={needed}, but the competition declares symmetry={declared} "
                 f"({' < '.join(SYMMETRIES)}); if such flips and rotations leave the label true, "
                 f"set symmetry: {needed} in configs/competition/{competition}.yaml, else leave {text} out"
             )

@@ -47,6 +47,7 @@ def train_member(run: Run, held_out: tuple[int, ...]) -> dict[str, Any]:
         "updates": progress.updates,
         "scores": [row["score"] for row in progress.history if "score" in row],
         "best_epoch": progress.best_epoch + 1,
+        "initial": learner.initial_loss(config, task.outputs),
         "seconds": time.perf_counter() - began,
     }
 

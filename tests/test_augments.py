@@ -198,7 +198,7 @@ def test_compose_is_its_parts_in_turn() -> None:
     assert all(np.array_equal(one(image(), seed), other(image(), seed)) for seed in range(20))
     nested = augmenter(registry.build("augments", f"compose(parts={[f'compose(parts={parts})']!r})")(16))
     assert np.array_equal(nested(image(), 3), one(image(), 3))
-    assert registry.facts("augments", "compose(parts=['none()'])")["unfolds"] == "parts"
+    assert registry.facts("augments", "compose(parts=['none()'])")["calls"] == {"parts": "augments"}
     with pytest.raises(UserError, match="did you mean flips"):
         registry.build("augments", "compose(parts=['flip()'])")(16)
 

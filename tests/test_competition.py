@@ -177,6 +177,24 @@ def test_an_unknown_task_names_the_nearest(whales: Path) -> None:
         small_competition.config(task="multiclas")
 
 
+def test_blanks_around_a_label_make_no_other_class(whales: Path) -> None:
+    edit(whales / "train.csv", "000a,cat", "000a,cat ")
+    found = load(small_competition.config())
+    assert found.targets["label"][0] == "cat"
+    assert task_for(small_competition.config(), found).columns == ["cat", "dog", "owl"]
+
+
+def test_a_test_folder_beside_the_class_folders_is_no_class(whales: Path) -> None:
+    for row, name in enumerate(["cat", "dog", "cat", "dog"]):
+        (whales / "all" / name).mkdir(parents=True, exist_ok=True)
+        (whales / "train_images" / f"{row:03d}a.png").rename(whales / "all" / name / f"{row}.png")
+    (whales / "test_images").rename(whales / "all" / "test")
+    places = {"data__train_images": "all", "data__test_images": "all/test"}
+    found = load(small_competition.config(data__train_csv="", **places))
+    assert found.train["id"].tolist() == ["cat/0.png", "cat/2.png", "dog/1.png", "dog/3.png"]
+    assert found.targets["label"].tolist() == ["cat", "cat", "dog", "dog"]
+
+
 # --- fold= --------------------------------------------------------------------------------------------------------
 
 

@@ -399,5 +399,25 @@ def test_predictions_missing_for_a_teacher(root, project):
     assert project.run("stage=train", "fold=0").code == 0
     stopped = project.run("stage=distill", "distill.teacher=tiny")
     assert stopped.code == 2
-    assert "stage=train fold=0 run=tiny" in stopped.err
+    assert "stage=train competition=noise run=tiny fold=0" in stopped.err
     assert not (root / "runs/noise/tiny-distilled").exists()
+
+
+def test_a_recipe_under_a_name_of_its_own_distils_into_a_run_of_its_own(root, project):
+    words = ("recipe=default", "run=mine", "epochs=1", "pseudo.threshold=0.3", "stack.methods=single")
+    assert project.run("stage=all", *words).code == 0
+    assert Run(small.config(), "mine-distilled").stored()["settings"]["train.soft"]
+    assert not Run(small.config(), "mine").stored()["settings"]["train.soft"]
+    stopped = project.run("stage=distill", "run=mine", "distill.teacher=mine", "overwrite=true")
+    assert stopped.code == 2
+    assert "run=mine is no student" in stopped.err
+    assert (root / "runs/noise/mine/fold0/best.ckpt").exists()
+
+
+def test_runs_of_other_folds_are_left_out_and_said(root, project):
+    for stage in ("train", "predict"):
+        assert project.run(f"stage={stage}", "epochs=1").code == 0
+    assert project.run("stage=split", "folds.seed=7", "overwrite=true").code == 0
+    stopped = project.run("stage=stack", "folds.seed=7", "stack.methods=single")
+    assert stopped.code == 2
+    assert "made on other folds; train it again" in stopped.out

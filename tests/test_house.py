@@ -17,15 +17,16 @@ from pipeline import tasks
 
 SOURCE = small_training.SOURCE / "pipeline"
 FLOORS = [  # a module imports from floors above it in this list alone, at the top or within a function
-    ["errors", "console", "environment", "torchvision_fix", "forms"],
+    ["errors", "console", "environment", "torchvision_fix", "forms", "rle"],
     ["registry", "archives", "patterns", "pictures"],
     ["stacking", "policies", "surgery"],
     ["fitting"],
     ["backbone_names", "symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
     ["config", "nested"],
     ["artefacts", "hardware"],
-    ["files", "plots"],
+    ["files", "plots", "advice"],
     ["images", "tables"],
+    ["masks"],
     ["competition", "submission"],
     ["folds", "features", "doctor", "doctor.*", "discover", "discover.*"],
     ["extra"],
@@ -35,12 +36,13 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["engine", "prediction"],
     ["training"],
     ["checks"],
+    ["ranges"],
     ["stages", "stages.*"],
     ["__main__"],
 ]
 SIDEWAYS = ("stages", "parts", "tasks", "doctor", "discover")  # within these, one module may use another
 HEAVY = ("surgery",)  # changes torch modules; the parts that use it import it when they are called
-LIGHT = [floor for names in FLOORS[:12] for floor in names if not floor.endswith("*") and floor not in HEAVY]
+LIGHT = [floor for names in FLOORS[:13] for floor in names if not floor.endswith("*") and floor not in HEAVY]
 LIGHT += ["runs", "stages"]
 TASK_NAMES = {*tasks.names(), "segmentation", "retrieval"}
 

@@ -204,11 +204,11 @@ def test_predicting_before_training_says_what_to_do(project):
     small.write(project.root)
     stopped = project.run("stage=predict")
     assert stopped.code == 2
-    assert "./run.sh stage=train run=tiny" in stopped.err
+    assert "./run.sh stage=train competition=noise run=tiny" in stopped.err
     assert project.run("stage=train", "fold=0").code == 0
     stopped = project.run("stage=predict")
     assert stopped.code == 2
-    assert "stage=train run=tiny fold=1" in stopped.err
+    assert "run=tiny fold=1" in stopped.err
 
 
 @pytest.mark.parametrize(("sure", "warned"), [(0.95, False), (0.4, True)])

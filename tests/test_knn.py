@@ -129,7 +129,7 @@ def test_what_cannot_be_done(trained, tmp_path):
     content = record.read_bytes()
     try:
         record.unlink()
-        with pytest.raises(UserError, match=r"fold1 is not trained to the end; .* stage=train run=tiny fold=1"):
+        with pytest.raises(UserError, match=r"fold1 is not trained to the end; .* run=tiny fold=1"):
             knn.run(configs.replace(trained, fold=["1"]))
     finally:
         record.write_bytes(content)

@@ -128,7 +128,7 @@ def test_mix_of_chooses_one_mix_a_batch_by_its_chances() -> None:
         assert torch.equal(targets, wanted[1])
         chosen.append(place)
     assert np.bincount(chosen) / 600 == pytest.approx([0.25, 0.5, 0.25], abs=0.05)
-    assert registry.facts("mixes", "mix_of")["unfolds"] == "mixes"
+    assert registry.facts("mixes", "mix_of")["calls"] == {"mixes": "mixes"}
 
 
 @pytest.mark.parametrize("chances", [(1.0,), (0.0, 0.0), (2.0, -1.0)])

@@ -147,8 +147,6 @@ def test_a_submission_that_is_missing_or_does_not_fit_is_named(whales: Path) -> 
     with pytest.raises(UserError, match="no known class for ids 003"):
         alone()
     path.unlink()
-    with pytest.raises(
-        UserError, match="submissions/whales/stack.csv does not exist; make it with ./run.sh stage=submit"
-    ):
+    with pytest.raises(UserError, match="submissions/whales/stack.csv does not exist; make it with stage=submit"):
         score.run(config(stage="score"))
     assert looks(whales) == []

@@ -247,8 +247,9 @@ def test_nothing_is_written_on_bad_predictions(root):
         stack.run(settings())
     part = Predictions.load(root / "runs/whales/b/fold0/oof.npz")
     part.save(path)
-    with pytest.raises(UserError, match="other rows than fold 1"):
-        stack.run(settings())
+    assert "made on other folds" in stack.why_not(Run(settings(), "b"), FOLDS)
+    with pytest.raises(UserError, match="other rows than fold 1: the run was made on other folds"):
+        stack.run(settings(stack__members=["a", "b"]))
     path.write_bytes(whole)
     for fold in range(FOLDS):
         for name in ("oof", "test"):
@@ -511,7 +512,7 @@ def test_a_fixed_holdout_is_dealt_into_random_parts(root, capsys):
     [outcome] = stack.run(asked)
     printed = capsys.readouterr().out
     assert "nested CV on 5 random parts of the only fold" in printed
-    assert "average 1 members" in printed
+    assert "test predictions are its own" in printed
     stored = Predictions.load(level2(root) / "nested.npz")
     assert stored.ids.tolist() == ids[rows].tolist()
     assert " ± " in outcome.nested, "over the parts"

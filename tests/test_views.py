@@ -92,5 +92,5 @@ def test_symmetry_must_be_declared() -> None:
         UserError, match=r"rot90\(\) needs symmetry=d4.*symmetry=hflip.*configs/competition/whales\.yaml"
     ):
         check_symmetry(["hflip", "rot90()"], "hflip", competition="whales")
-    with pytest.raises(UserError, match=r"augments: flips needs symmetry=hflip.*declares symmetry=none"):
+    with pytest.raises(UserError, match=r"augment: flips needs symmetry=hflip.*declares symmetry=none"):
         check_symmetry(["flips"], "none", "augments")

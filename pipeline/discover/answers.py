@@ -89,7 +89,10 @@ def _cell(rows: Rows, target: Target, draft: Draft, form: str, shown: Sequence[s
     classes = column(rows.table, target.columns[0]).distinct if len(target.columns) == 1 else target.columns
     if len(classes) == 2 and wants == "probability":
         return f"the probability of {classes[1]}"
-    if shown and all(cell.isdigit() for cell in shown) and not set(shown) <= set(classes):
+    names = not all(
+        cell.lstrip("-").replace(".", "", 1).isdigit() for cell in classes
+    )  # classes of numbers have no places
+    if names and shown and all(cell.isdigit() for cell in shown) and not set(shown) <= set(classes):
         if max(map(int, shown)) >= len(classes):
             raise UserError(
                 f"{rows.sample} shows {some(shown)}, which are neither classes ({some(classes)}) nor their places; "

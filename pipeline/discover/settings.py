@@ -49,8 +49,8 @@ def settle_training(rows: Rows, target: Target, looks: Looks, draft: Draft) -> N
         shadowed = sorted(draft.given.keys() & layer.keys())
         if shadowed:
             draft.notes.append(
-                f"{', '.join(shadowed)}: configs/model/{name}.yaml has its own, which wins; edit it, or say it again with "
-                "each command"
+                f"{', '.join(shadowed)}: configs/model/{name}.yaml has its own, which wins; edit it, or say it "
+                "with each command"
             )
 
 

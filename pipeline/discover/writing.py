@@ -138,7 +138,7 @@ def make_current(name: str) -> bool:
     path = config.root() / "configs/default.yaml"
     there = path.read_text(encoding="utf-8") if path.is_file() else ""
     line = f"competition: {value(name)}"
-    text, count = re.subn(r"(?m)^competition:[ \t]*[^\s#]*", lambda _: line, there, count=1)
+    text, count = re.subn(r"(?m)^competition:[^\n#]*?(?=[ \t]*(#|$))", lambda _: line, there, count=1)
     text = text if count else f"{line}\n{there}"
     if text == there:
         return False

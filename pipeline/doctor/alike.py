@@ -51,8 +51,8 @@ def _within_and_across(survey: Survey, kind: str, pairs: Pairs, caption: Caption
     train = survey.train
     cases = {
         "within train": (pairs.b < train, "warning",
-            "copies in two folds flatter CV; keep them together, before any training: ./run.sh stage=split "
-            "folds.groups=near_duplicates overwrite=true"),
+            "copies in two folds flatter CV; keep them together: set folds: {groups: near_duplicates} in the "
+            "competition's YAML, then stage=split overwrite=true, before any training"),
         "across train and test": ((pairs.a < train) & (pairs.b >= train), "warning",
             "the leaderboard rewards remembering these; CV does not show it. Look whether the rules let you use known "
             "labels, and do not read a high public score as skill"),
@@ -68,7 +68,12 @@ def _within_and_across(survey: Survey, kind: str, pairs: Pairs, caption: Caption
         turned = f", {some.turned.sum():,} of them mirrored or turned" if some.turned.any() else ""
         title = f"{kind} {place}: {counted(len(some), 'pair')} of {counted(rows, 'image')}{turned}"
         if place == "across train and test":
-            title = f"{kind} {place}: {counted(rows, 'test image has', 'test images have')} a copy in train{turned}"
+            pairs_turned = (
+                f" ({counted(int(some.turned.sum()), 'pair')} mirrored or turned)" if some.turned.any() else ""
+            )
+            title = (
+                f"{kind} {place}: {counted(rows, 'test image has', 'test images have')} a copy in train{pairs_turned}"
+            )
         found.append(Finding(f"{kind} {place}", severity, len(some), title, advice, examples(some, caption)))
     return found
 

@@ -94,7 +94,7 @@ def _classes(
         left = counted(len(order) - SHOWN, "class", "classes")
         lines.insert(SHOWN - 5, [f"… {left} between", *[""] * (len(lines[0]) - 1)])
     head = ["class" if not rows else "label", "rows", "share", "", *(f"fold {k}" for k in _folds(per_fold))]
-    remark = "" if per_fold is not None else "no folds yet: ./run.sh stage=split"
+    remark = "" if per_fold is not None else "no folds yet: stage=split deals them"
     title = (
         f"{counted(len(names), 'class', 'classes') if not rows else counted(len(names), 'label')} of the training rows"
     )

@@ -63,7 +63,7 @@ def leaks(facts: Sequence[Fact], strata: np.ndarray, rows: np.ndarray) -> tuple[
         lines.append([fact.name, f"{share:+.1%}", f"{chance.mean():+.1%} ± {chance.std():.1%}", f"{deviations:+.1f}"])
         if deviations > FAR and share > fact.least:
             severity = fact.severity if share > STRONG else "note"
-            title = f"{fact.name} alone explains {share:.0%} of the target ({deviations:.0f} σ beyond chance)"
+            title = f"{fact.name} alone explains {share:.0%} of the target ({_sigmas(deviations)} beyond chance)"
             if share > told.get(fact.advice, (0.0, None))[0]:  # of facts of one kind the most telling
                 told[fact.advice] = share, Finding("leak", severity, len(rows), title, fact.advice)
     head = ["fact alone", "explains", "shuffled targets", "z"]
@@ -98,15 +98,23 @@ def explained(bins: np.ndarray, target: np.ndarray) -> float:
     return float(1 - left / max(whole, 1e-12))
 
 
+def _sigmas(deviations: float) -> str:
+    """How far beyond chance; few shuffles of few rows make no exact figure of a large one."""
+    return f"{deviations:.0f} σ" if deviations < 50 else "over 50 σ"
+
+
 def _bins(values: np.ndarray, ordered: bool) -> list[np.ndarray]:
-    """Each value by itself where there are few or it is a code, else quantile bins, fine and coarse."""
+    """Each value by itself where few have many rows, or it is a code; else quantile bins, fine and coarse."""
     unique, code = np.unique(values, return_inverse=True)
-    if not ordered or len(unique) <= BINS[1]:
+    if not ordered or len(unique) <= min(BINS[1], len(values) // 4):
         return [code]
     order = np.argsort(values, kind="stable")
     rank = np.empty(len(values), dtype=np.int64)
     rank[order] = np.arange(len(values))
-    return [rank[np.searchsorted(values[order], values)] // step for step in (BINS[0], max(1, len(values) // BINS[1]))]
+    return [
+        rank[np.searchsorted(values[order], values)] // step
+        for step in (min(BINS[0], len(values) // 4), max(4, len(values) // BINS[1]))
+    ]
 
 
 # --- facts --------------------------------------------------------------------------------------------------------
@@ -168,7 +176,7 @@ def row_order(strata: np.ndarray) -> tuple[Fact, Finding | None]:
     return order, Finding(
         "sorted rows", "note", len(target),
         f"neighbouring rows of the training table have like targets: correlation {likeness:.2f} "
-        f"({deviations:.0f} σ beyond chance)",
+        f"({_sigmas(deviations)} beyond chance)",
         ORDER_ADVICE,
     )  # fmt: skip
 

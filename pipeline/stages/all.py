@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artefacts, console, stages
-from pipeline.config import Config, compose, read_yaml, replace
+from pipeline.config import Config, compose, read_yaml, replace, root
 from pipeline.console import Outcome, say
-from pipeline.errors import UserError, some
+from pipeline.errors import UserError, nearest, some
 from pipeline.stages.sanity import CheckFailed
 
 
@@ -44,6 +44,9 @@ def plan(config: Config) -> list[tuple[str, Config]]:
             f"stage=all runs all folds, but fold={','.join(config.fold)}; leave fold out, or run the stages alone"
         )
     path = Path(f"configs/recipe/{config.recipe}.yaml")
+    there = sorted(found.stem for found in (root() / "configs/recipe").glob("*.yaml"))
+    if config.recipe not in there:
+        raise UserError(f"recipe={config.recipe}, but there are {', '.join(there)}{nearest(config.recipe, there)}")
     content = read_yaml(path)
     listed = content.get("steps") if isinstance(content, dict) else None
     if not isinstance(listed, list) or not listed:
@@ -68,6 +71,8 @@ def _expand(config: Config, step: dict[str, Any], path: Path) -> list[tuple[str,
     for model in chosen:
         own = compose(arguments, {**step, "model": model})
         name = own.run or (f"{run}-{model}" if run and len(models) > 1 else run)
+        if stage == "distill" and name:  # the student is a run of its own, never its teacher's
+            name = f"{name}-distilled"
         settings.append((title.format(name or model), replace(own, stage=stage, run=name)))
     return settings
 

@@ -33,6 +33,12 @@ def run(config: Config) -> list[Outcome]:
     name = config.run or f"{config.model}-distilled"
     teachers = find_teachers(config, name)
     student = Run(config, name)
+    if name in [teacher.name for teacher in teachers] or (
+        student.stored() and not _learned_from(student, "train.soft")
+    ):
+        raise UserError(
+            f"run={name} is no student but a run trained without a teacher; name another, run={name}-distilled"
+        )
     student.clear()
     folder = student.folder / "soft"
     names = "+".join(teacher.name for teacher in teachers)

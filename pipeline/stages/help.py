@@ -43,7 +43,7 @@ def overview() -> str:
 
 def all_stages() -> str:
     """A line a stage."""
-    return "stages\n" + "\n".join(f"  {name:<9} {_first_line(name)}" for name in stages.names())
+    return "stages\n" + "\n".join(f"  {name:<10} {_first_line(name)}" for name in stages.names())
 
 
 def all_parts() -> str:

@@ -64,7 +64,7 @@ def _submission(config: Config) -> Path:
     path = submission.path_of(config, config.stack.name)
     made = submission.made(config)
     if not path.is_file() and not made:
-        raise UserError(f"{shown(path)} does not exist; make it with ./run.sh stage=submit, or give submission=FILE")
+        raise UserError(f"{shown(path)} does not exist; make it with stage=submit, or give submission=FILE")
     return path if path.is_file() else made[-1]
 
 

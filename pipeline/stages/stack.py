@@ -229,7 +229,9 @@ def why_not(run: Run, count: int) -> str:
     missing = missing_files(run, count)
     if len(missing) == 2 * count and (run.member(()) / "test.npz").is_file():
         return "trained on everything (fold=full), so it has no OOF predictions"
-    return f"{missing[0].parent.name}/{missing[0].name} is missing" if missing else ""
+    if missing:
+        return f"{missing[0].parent.name}/{missing[0].name} is missing"
+    return "" if run.fits_folds() else "it was made on other folds; train it again with overwrite=true, or delete it"
 
 
 def fingerprint(
@@ -349,10 +351,16 @@ def show(made: Level2, member: Run) -> None:
         show_candidates(made.tried, made.decided, width)
         kept = "kept: default decision, since no other gains more than one paired standard error"
         console.say(f"  {f'applied: {made.decided.call}' if made.decision else kept}")
-    console.say(
-        f"  each score is of one member a row; test predictions average {member.count} members\n"
-        "  second-order leak: level 2 is fitted on OOF, whose members saw the held-out fold's labels"
+    tried = len(made.candidates) + len(made.tried[1:])
+    averaged = (
+        f"test predictions average {member.count} members" if member.count > 1 else "test predictions are its own"
     )
+    console.say(
+        f"  the best of {tried} candidates on the same rows: optimistic by up to about one standard error\n"
+        f"  each score is of one member a row; {averaged}"
+    )
+    if member.count > 1:
+        console.say("  second-order leak: level 2 is fitted on OOF, whose members saw the held-out fold's labels")
 
 
 def show_candidates(candidates: list[Candidate], taken: Candidate, width: int) -> None:

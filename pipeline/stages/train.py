@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from pipeline import artefacts, evaluate
+from pipeline import advice, artefacts, evaluate
 from pipeline.artefacts import shown
 from pipeline.backbone_names import is_coarse_from_scratch
 from pipeline.competition import load
@@ -30,7 +30,7 @@ def run(config: Config) -> list[Outcome]:
         config.backbone, config.stem, config.image_size, not (config.pretrained or config.weights)
     ):
         say(
-            f"  {config.backbone} starts from random weights on {config.image_size} px: model=small_image is made for that"
+            f"  {config.backbone} begins at random weights, on {config.image_size} px; model=small_image is made for it"
         )
     try:
         reused = [train(run, held_out) for held_out in run.asked()]
@@ -40,6 +40,7 @@ def run(config: Config) -> list[Outcome]:
         raise
     if config.select == "common":
         choose_common_epoch(run)
+    advise(run, [held_out for held_out, done in zip(run.asked(), reused, strict=True) if not done])
     return [outcome(run, time.perf_counter() - began, all(reused))]
 
 
@@ -59,6 +60,16 @@ def train(run: Run, held_out: tuple[int, ...]) -> bool:
         say(f"train {run.name} {folder.name}")
         artefacts.finish(record, print_, **train_member(run, held_out))
     return False
+
+
+def advise(run: Run, trained: list[tuple[int, ...]]) -> None:
+    """Say what the curves of the members trained now tell, if they tell something."""
+    if not trained:
+        return
+    initial = artefacts.read_json(run.member(trained[0]) / "train.json").get("initial")
+    logs = [advice.log(run.member(held_out) / "log.csv") for held_out in trained]
+    for line in advice.read_folds(logs, advice.facts(run.config, initial)):
+        say(f"  advice: {line}")
 
 
 def choose_common_epoch(run: Run) -> None:

@@ -92,9 +92,12 @@ def ranks(config: Config) -> int:
 
 
 def match(answers: Sequence[str], columns: Sequence[str]) -> dict[str, str] | None:
-    """The sample's columns → the task's: by exact name, else without case if one-to-one; None if they differ."""
+    """The sample's columns → the task's: by name, else by what follows their common beginning, else without case."""
     if sorted(answers) == sorted(columns):
         return {name: name for name in answers}
+    for beginning in {answers[0].removesuffix(name) for name in columns if answers[0].endswith(name)}:
+        if sorted(name.removeprefix(beginning) for name in answers) == sorted(columns):  # class_1, class_2 are 1, 2
+            return {name: name.removeprefix(beginning) for name in answers}
     folded = {name.strip().casefold(): name for name in columns}
     found = {name: folded.get(name.strip().casefold(), "") for name in answers}
     one_to_one = len(folded) == len(columns) == len(answers) and sorted(found.values()) == sorted(columns)

@@ -103,7 +103,7 @@ class Multiclass:
         return self.targets(raw) if bool((shares.max(axis=1) == 1).all()) else shares
 
     def _indices(self, cells: Iterable[Any]) -> np.ndarray:
-        names = [str(name) for name in cells]
+        names = [str(name).strip() for name in cells]
         unknown = list(dict.fromkeys(name for name in names if name not in self._place))
         if unknown:
             hint = nearest(unknown[0], self.columns)
