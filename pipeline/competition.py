@@ -20,7 +20,7 @@ import pandas as pd
 from pipeline import artefacts, files, registry
 from pipeline.artefacts import shown
 from pipeline.config import Config, Data, root
-from pipeline.console import say
+from pipeline.console import say, warn
 from pipeline.errors import UserError, nearest, some
 from pipeline.patterns import is_image
 from pipeline.tables import check_ids, read_table
@@ -109,6 +109,10 @@ def _train_table(folder: Path, data: Data) -> pd.DataFrame:
     needed = {data.id: "data.id", **dict.fromkeys(data.target, "data.target"), **dict.fromkeys(data.box, "data.box")}
     needed |= {data.group: "data.group"} if data.group else {}
     table = read_table(path, needed, key="data.train_csv")
+    again = table.duplicated()
+    if again.any():
+        warn(f"{shown(path)}: {int(again.sum())} rows repeat another word for word; each counts once")
+        table = table[~again].reset_index(drop=True)
     check_ids(table[data.id], shown(path))
     return table
 

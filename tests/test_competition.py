@@ -139,7 +139,7 @@ def test_a_missing_column_names_those_there_and_the_nearest(whales: Path) -> Non
 
 def test_duplicate_ids_are_named_five_at_most(whales: Path) -> None:
     path = whales / "train.csv"
-    path.write_text(path.read_text() + "".join(f"{row:03d}a,cat\n" for row in range(7)))
+    path.write_text(path.read_text() + "".join(f"{row:03d}a,bat\n" for row in range(7)))
     assert "005a" not in fails("7 duplicate ids: 000a, 001a, 002a, 003a, 004a …")
 
 
@@ -175,6 +175,14 @@ def test_a_missing_image_is_named(whales: Path) -> None:
 def test_an_unknown_task_names_the_nearest(whales: Path) -> None:
     with pytest.raises(UserError, match=r"task=multiclas:.* did you mean multiclass"):
         small_competition.config(task="multiclas")
+
+
+def test_rows_that_repeat_another_count_once(whales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(whales / "train.csv", "000a,cat\n", "000a,cat\n000a,cat\n")
+    assert len(load(small_competition.config()).train) == 12
+    assert "1 rows repeat another word for word" in capsys.readouterr().err
+    edit(whales / "train.csv", "000a,cat\n000a,cat\n", "000a,cat\n000a,dog\n")
+    fails("1 duplicate ids: 000a")
 
 
 def test_blanks_around_a_label_make_no_other_class(whales: Path) -> None:

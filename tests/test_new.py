@@ -347,7 +347,7 @@ def test_an_empty_table_is_named(project, name):
 def test_rows_that_repeat_an_image_are_reported(project):
     folder = drawn.write("plain", project.root / "data")
     with (folder / "train.csv").open("a") as handle:
-        handle.write("00000x,dog\n07919x,dog\n")
+        handle.write("00000x,dog\n07919x,owl\n")
     message = refused(project, "plain")
     assert "several rows for 2 images, with different targets: 00000x, 07919x" in message
 

@@ -76,7 +76,7 @@ def discover(folder: Path, given: dict[str, Any], command: str) -> Discovery:
 
 def _one_row_an_image(rows: Rows, target: Target) -> None:
     """Raise UserError where the training table repeats images, but for tasks that are made so."""
-    ids = rows.table[rows.id]
+    ids = rows.table.drop_duplicates()[rows.id]  # a row that repeats another word for word counts once
     if target.later or ids.is_unique or facts(target.task)["form"] not in FORMS:
         return
     repeated = ids[ids.duplicated()].unique().tolist()
