@@ -104,6 +104,7 @@ def test_what_empty_means_is_an_argument() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(mask=masks)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")
 def test_pycocotools_agrees_on_the_orders(mask: np.ndarray) -> None:
     coco = pytest.importorskip("pycocotools.mask")
     height, width = mask.shape
