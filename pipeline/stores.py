@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline import images
 from pipeline.competition import Competition
 from pipeline.config import Config, root
-from pipeline.extra import Extra
 from pipeline.images import Images
+
+if TYPE_CHECKING:
+    from pipeline.extra import Extra
 
 
 @dataclass(frozen=True)
