@@ -1,7 +1,12 @@
-"""The three shapes that truth and values come in; what differs between them, so that no stage asks for a task.
+"""The shapes that truth and values come in; what differs between them, so that no stage asks for a task.
 
 classes: truth (N,) int64, values (N, C) probabilities whose rows sum to one. labels: truth (N, C) float32 of 0 and 1,
 values (N, C) probabilities, each its own. numbers: truth (N, T) float32, values (N, T) of any size.
+
+Of the spatial forms truth and values are sequences of N images, each of its own size and read when it is asked for.
+masks: truth *bits* (C, H, W) uint8, values (C, H, W) probabilities, each its own. class_masks: truth *indices* (H, W)
+uint8, values (C, H, W) probabilities that sum to one over C. objects: truth *labels* (H, W) int32, values (C, H, W)
+of the planes that tell objects apart. See ``pipeline/masks.py`` for bits, indices and labels.
 """
 
 from __future__ import annotations
@@ -15,11 +20,12 @@ SMALLEST = 1e-15
 
 @dataclass(frozen=True)
 class Form:
-    """One shape. bounded: values lie in 0…1. simplex: they also sum to one."""
+    """One shape. bounded: values lie in 0…1. simplex: they also sum to one. spatial: there is one for each pixel."""
 
     name: str
     bounded: bool
     simplex: bool
+    spatial: bool = False
 
     def dense(self, truth: np.ndarray, columns: int) -> np.ndarray:
         """truth → (N, columns) float32, as values would say it with certainty; what is dense stays."""
@@ -47,6 +53,8 @@ class Form:
 
     def agreement(self, targets: np.ndarray, outputs: np.ndarray) -> float:
         """How well raw outputs (N, C) of a network say its training targets: the share right, or R² of numbers."""
+        if self.spatial:
+            return self._overlap(targets, outputs)
         if not self.bounded:
             error, spread = ((outputs - targets) ** 2).sum(), ((targets - targets.mean(axis=0)) ** 2).sum()
             return float(1 - error / max(spread, 1e-12))
@@ -54,6 +62,24 @@ class Form:
             classes = targets.argmax(axis=1) if targets.ndim == 2 else targets
             return float((outputs.argmax(axis=1) == classes).mean())
         return float(((outputs > 0) == (targets > 0.5)).mean())
+
+    def _overlap(self, targets: np.ndarray, outputs: np.ndarray) -> float:
+        """The Dice coefficient of planes (B, C, H, W), all pixels together; targets as ``levels`` gives them."""
+        known = targets != VOID
+        said = outputs == outputs.max(axis=1, keepdims=True) if self.simplex else outputs > 0
+        true = (targets > VOID // 2) & known
+        return float(2 * (said & true).sum() / max(1, (said & known).sum() + true.sum()))
+
+
+VOID = 255  # of planes that a network learns: the pixel counts nowhere; 0…254 stand for probabilities 0…1
+LEVELS = VOID - 1
+
+
+def levels(probabilities: np.ndarray) -> np.ndarray:
+    """Probabilities 0…1, of any shape → planes uint8, 0…254, that a network learns; negative ones mean void."""
+    found = np.rint(np.clip(probabilities, 0, 1) * LEVELS).astype(np.uint8)
+    found[probabilities < 0] = VOID
+    return found
 
 
 def normalised(values: np.ndarray) -> np.ndarray:
@@ -66,3 +92,8 @@ CLASSES = Form("classes", bounded=True, simplex=True)
 LABELS = Form("labels", bounded=True, simplex=False)
 NUMBERS = Form("numbers", bounded=False, simplex=False)
 FORMS = {form.name: form for form in (CLASSES, LABELS, NUMBERS)}
+
+MASKS = Form("masks", bounded=True, simplex=False, spatial=True)
+CLASS_MASKS = Form("class_masks", bounded=True, simplex=True, spatial=True)
+OBJECTS = Form("objects", bounded=True, simplex=False, spatial=True)
+MAPS = {form.name: form for form in (MASKS, CLASS_MASKS, OBJECTS)}
