@@ -88,6 +88,9 @@ class Data:
     )
     margin: float = option(0.1, "rim around the box, as a share of its longer side", low=0, high=4, scope="run")
     resize: str = option("stretch", "how an image becomes square", choices=("stretch", "pad", "crop"), scope="run")
+    preprocess: list[str] = option(
+        [], "changes of every image before it becomes square, in turn; cached", part="preprocesses", scope="run"
+    )
     normalise: str = option(
         "backbone", "mean and std: the backbone's own or measured on the data set",
         choices=("backbone", "dataset"), scope="run",
@@ -523,6 +526,7 @@ def check(config: Config) -> None:
             _check_value(keys()[name], item)
     registry.build("schedules", config.schedule)(0, 1000)  # a schedule may refuse its arguments together
     _check_pair(config)
+    _check_preprocess(config.data)
     backbone_names.check(config.backbone)
     if config.stage != "new":  # what it writes is checked when it is whole
         tasks.check(config)
@@ -539,6 +543,17 @@ def _check_pair(config: Config) -> None:
         raise UserError(f"optim={config.optim} needs its own average; add average={needed}()")
     if average in serves and not needed:
         raise UserError(f"average={config.average} serves optim={serves[average]}() alone; choose another average")
+
+
+def _check_preprocess(data: Data) -> None:
+    """Each preprocess can read so many channels."""
+    for text in data.preprocess:
+        known = registry.facts("preprocesses", text).get("channels")
+        if known and data.channels not in known:
+            raise UserError(
+                f"data.preprocess={text} reads images of {' or '.join(map(str, known))} channels, but data.channels="
+                f"{data.channels}; leave it out"
+            )
 
 
 def _check_value(key: Key, value: Any) -> None:

@@ -66,20 +66,27 @@ class BrokenImage(Exception):
 
 def decode(
     spec: str | Path, channels: int, size: int, resize: str, limit_pixels: int = LIMIT_PIXELS, reader: str = READER,
-    folder: str | Path = "",
+    folder: str | Path = "", preprocess: tuple[str, ...] = (),
 ) -> np.ndarray:  # fmt: skip
     """Read a spec (relative to folder) as (size, size, channels) uint8; channels: 1 grey, 3 RGB, others as they are.
 
     resize: "stretch", "pad" (whole image, centred, black border) or "crop" (centre). Orientation from EXIF is applied,
-    16 bits become 8, transparency shows white unless it is the same everywhere. Raises BrokenImage, and UserError where
-    the disk refuses.
+    16 bits become 8, transparency shows white unless it is the same everywhere. preprocess: call-strings of parts that
+    act in turn on the image at its own size, before it becomes square. Raises BrokenImage, and UserError where the disk
+    refuses.
     """
     try:
-        picture, joined = _open_spec(spec, folder, reader, limit_pixels, channels == 1, size, resize)
+        least = 0 if preprocess else size  # borders are measured, and discs, on the whole image
+        picture, joined = _open_spec(spec, folder, reader, limit_pixels, channels == 1, least, resize)
         image = _fitting(_eight_bits(picture.pixels), channels, joined)
     except ValueError as fault:
         raise BrokenImage(_named(spec), str(fault)) from fault
-    return _colours(_square(image, size, resize), channels, picture.blue_first)
+    if not preprocess:
+        return _colours(_square(image, size, resize), channels, picture.blue_first)
+    image = _colours(image, channels, picture.blue_first)
+    for step in _preprocesses(preprocess):
+        image = step(image, size)
+    return _colours(_square(image[..., 0] if channels == 1 else image, size, resize), channels, False)
 
 
 class Look(NamedTuple):
@@ -131,6 +138,11 @@ def _named(spec: str | Path) -> str | Path:
 def _reader(call: str) -> tuple[Callable[[bytes, str, int], np.ndarray], bool]:
     """The reader, and whether it reads PNG and JPEG as pictures.decode does."""
     return registry.build("readers", call), bool(registry.facts("readers", call).get("pictures"))
+
+
+@functools.cache
+def _preprocesses(calls: tuple[str, ...]) -> list[Callable[[np.ndarray, int], np.ndarray]]:
+    return [registry.build("preprocesses", call) for call in calls]
 
 
 def _open_spec(
@@ -252,6 +264,9 @@ def _scaled(image: np.ndarray, width: int, height: int) -> np.ndarray:
     cv2 = opencv()
     if image.shape[:2] == (height, width):
         return image
+    if _count(image) > 4:  # more at a time OpenCV does not average
+        fours = np.split(image, range(4, _count(image), 4), axis=2)
+        return np.concatenate([np.atleast_3d(_scaled(four, width, height)) for four in fours], axis=2)
     shrinks = width <= image.shape[1] and height <= image.shape[0]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
@@ -281,10 +296,12 @@ class Images:
     def __init__(
         self, folder: Path, files: Sequence[str], shape: tuple[int, int, int, int], resize: str,
         broken: Sequence[int], pixels: Path | None, reader: str = READER, limit_pixels: int = LIMIT_PIXELS,
+        preprocess: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.folder, self.files, self.shape, self.resize = folder, files, shape, resize
         self.broken = np.array(sorted(broken), dtype=np.int64)
         self.pixels, self.reader, self.limit_pixels = pixels, reader, limit_pixels
+        self.preprocess = preprocess
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -299,6 +316,11 @@ class Images:
         rows = np.asarray(rows, dtype=np.int64)
         return self._map.take(rows, axis=0) if self.cached else self._decode(rows)
 
+    def unprocessed(self) -> Images:
+        """The same images without data.preprocess, decoded at each call."""
+        where = self.folder, self.files, self.shape, self.resize, self.broken.tolist()
+        return Images(*where, None, self.reader, self.limit_pixels)
+
     @functools.cached_property
     def _map(self) -> np.ndarray:
         assert self.pixels is not None
@@ -311,7 +333,8 @@ class Images:
 
         def one(place: int) -> None:
             spec = self.files[rows[place]]
-            images[place] = decode(spec, channels, size, self.resize, self.limit_pixels, self.reader, self.folder)
+            reading = self.limit_pixels, self.reader, self.folder, self.preprocess
+            images[place] = decode(spec, channels, size, self.resize, *reading)
 
         try:
             with ThreadPoolExecutor(physical_cores()) as pool:  # a lasting pool would not survive a fork
@@ -350,41 +373,44 @@ def mean_std(images: Images, rows: np.ndarray | None = None) -> tuple[np.ndarray
 def open_cache(
     folder: Path, files: Sequence[str], *, channels: int, size: int, resize: str, cache_root: Path, limit_gb: float,
     broken: str = "stop", label: str = "decoding", reader: str = READER, limit_pixels: int = LIMIT_PIXELS,
+    preprocess: Sequence[str] = (),
 ) -> Images:  # fmt: skip
     """The decoded images of files (relative to folder), from the cache if they fit there; builds it where needed.
 
     The key is made of names, byte sizes and times of the files and of what becomes of them. A set above limit_gb (GB)
     or above the free disk space is decoded at each call. broken says what happens to files that do not decode: "stop"
     (UserError that names five), "skip" (a warning; leave out the rows in Images.broken) or "fill" (a warning).
-    reader: data.reader. limit_pixels: a larger image is broken.
+    reader: data.reader. limit_pixels: a larger image is broken. preprocess: data.preprocess, see ``decode``.
     """
     if not 1 <= channels <= MOST_CHANNELS:
         raise UserError(
             f"data.channels={channels}, but images have 1 (grey), 3 (RGB) or another number of channels up to "
             f"{MOST_CHANNELS}"
         )
-    files = list(files)
+    files, preprocess = list(files), tuple(registry.complete("preprocesses", call) for call in preprocess)
     shape = (len(files), size, size, channels)
+    reading = reader, limit_pixels, preprocess
     if not files:
-        return Images(folder, files, shape, resize, [], None, reader, limit_pixels)
-    place = cache_root / _key(folder, files, shape, resize, reader, limit_pixels)
+        return Images(folder, files, shape, resize, [], None, *reading)
+    place = cache_root / _key(folder, files, shape, resize, *reading)
     keep = _fits(place, int(np.prod(shape)), limit_gb)
-    cache = _Cache(folder, files, shape, resize, place, keep, reader, limit_pixels)
+    cache = _Cache(folder, files, shape, resize, place, keep, *reading)
     faults = cache.finished()
     if faults is None:
         faults = cache.build(label)
     _report(folder, files, faults, broken)
-    return Images(folder, files, shape, resize, list(faults), cache.pixels if keep else None, reader, limit_pixels)
+    return Images(folder, files, shape, resize, list(faults), cache.pixels if keep else None, *reading)
 
 
 def _key(
     folder: Path, files: Sequence[str], shape: tuple[int, ...], resize: str, reader: str = READER,
-    limit_pixels: int = LIMIT_PIXELS,
+    limit_pixels: int = LIMIT_PIXELS, preprocess: tuple[str, ...] = (),
 ) -> str:  # fmt: skip
     import PIL
 
     decoders = opencv().__version__, PIL.__version__  # other versions may round otherwise
-    unusual = () if (reader, limit_pixels) == (READER, LIMIT_PIXELS) else (reader, limit_pixels)
+    unusual: tuple[Any, ...] = () if (reader, limit_pixels) == (READER, LIMIT_PIXELS) else (reader, limit_pixels)
+    unusual += (preprocess,) if preprocess else ()
     digest = hashlib.blake2b(repr((FORMAT, decoders, shape[1:], resize, *unusual)).encode(), digest_size=12)
     for file, found in zip(files, stats(folder, files), strict=True):
         facts = MISSING if found is None else found
@@ -426,6 +452,7 @@ class _Cache:
     keep: bool
     reader: str
     limit_pixels: int
+    preprocess: tuple[str, ...] = ()
 
     @property
     def pixels(self) -> Path:
@@ -528,9 +555,8 @@ class _Cache:
         faults = {}
         for place, row in enumerate(rows):
             try:
-                images[place] = decode(
-                    self.files[row], channels, size, self.resize, self.limit_pixels, self.reader, self.folder
-                )
+                reading = self.limit_pixels, self.reader, self.folder, self.preprocess
+                images[place] = decode(self.files[row], channels, size, self.resize, *reading)
             except BrokenImage as fault:
                 faults[row] = fault.reason
         if pixels is not None and os.pwrite(pixels, images.data, rows.start * images[0].size) < images.size:

@@ -21,6 +21,7 @@ class Blueprint:
 
     mean, std: per channel, of pixels in 0…1. columns: what the predicted values mean, in order. outputs: numbers the
     head gives; 0: one a column. state: what the task learned from the member's own rows, such as their mean.
+    preprocess: what changes every image before it becomes square, with all arguments.
     """
 
     backbone: str
@@ -37,6 +38,7 @@ class Blueprint:
     norm: str = "own()"
     activation: str = "own()"
     stem: str = "own()"
+    preprocess: list[str] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
         """Plain values for the checkpoint."""

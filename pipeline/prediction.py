@@ -23,7 +23,8 @@ from pipeline.tasks import Task
 class Member:
     """A trained member, ready to predict.
 
-    config: views, scales and merge are read from it; size, channels and normalisation come from the checkpoint (law 4).
+    config: views, scales and merge are read from it; size, channels, preprocessing and normalisation come from the
+    checkpoint (law 4).
     """
 
     def __init__(self, folder: Path, config: Config, competition: Competition, task: Task, machine: Hardware) -> None:
@@ -36,9 +37,8 @@ class Member:
         hardware.start(machine)
         plan = network.Blueprint(**content["blueprint"])
         self.network = infer.ready(network.from_checkpoint(content), machine)
-        self.config = replace(
-            config, image_size=plan.image_size, data=replace(config.data, channels=plan.channels, resize=plan.resize)
-        )
+        read = replace(config.data, channels=plan.channels, resize=plan.resize, preprocess=plan.preprocess)
+        self.config = replace(config, image_size=plan.image_size, data=read)
         self.competition, self.task = competition, task
         self.views = views.expand(config.views)
         self.epoch, self.state = content["epoch"], plan.state

@@ -161,6 +161,12 @@ def bind(kind: str, text: str) -> tuple[Part, Call]:
     return chosen, call
 
 
+def complete(kind: str, text: str) -> str:
+    """A call-string with every argument in the order of the signature, so that equal ones are equal as texts."""
+    chosen, call = bind(kind, text)
+    return str(Call(call.name, {**chosen.arguments, **call.arguments}))
+
+
 def unfold(kind: str, text: str) -> Iterator[str]:
     """A call-string and those of its kind that it holds, such as the loss inside ``ohem(loss='focal()')``.
 

@@ -268,6 +268,21 @@ def predicted_runs(config: Config) -> list[Run]:
     return [run for run in runs if run.predicted() and not run.rejected and run.fits_folds()]
 
 
+def beside(run: Run, key: str) -> list[Run]:
+    """The predicted runs that differ from this one in one key alone, and were predicted in the same way."""
+
+    def rest(other: Run) -> tuple[Any, ...]:
+        stored = other.stored()
+        settings = {name: keys()[name].default for name in keys() if keys()[name].rules["scope"] == "run"}
+        settings |= stored.get("settings", {})
+        made_by = Predictions.load(other.member((0,)) / "oof.npz").made_by
+        views = [made_by.get(name) for name in ("views", "scales", "merge")]
+        return {**settings, key: None}, stored.get("inputs"), views
+
+    others = [other for other in predicted_runs(run.config) if other.name != run.name and other.stored()]
+    return [other for other in others if rest(other) == rest(run)]
+
+
 def write_yaml(path: Path, content: dict[str, Any]) -> None:
     """Write plain values as YAML, atomically, keys in their given order."""
     import yaml

@@ -76,4 +76,5 @@ def _open_files(config: Config, folder: Path, files: list[str], size: int, broke
         label=label,
         reader=config.data.reader,
         limit_pixels=round(config.data.megapixels * 1e6),
+        preprocess=config.data.preprocess,
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import engine, evaluate, extra, hardware, infer, learner, network, stores
+from pipeline import engine, evaluate, extra, hardware, infer, learner, network, registry, stores
 from pipeline.artefacts import Predictions, shown
 from pipeline.config import root
 from pipeline.data import Joined, Loader, Table, draw
@@ -89,6 +89,7 @@ def blueprint(run: Run, task: Task, held_out: tuple[int, ...]) -> network.Bluepr
         norm=config.norm,
         activation=config.activation,
         stem=config.stem,
+        preprocess=[registry.complete("preprocesses", call) for call in config.data.preprocess],
     )
 
 

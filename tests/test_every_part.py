@@ -10,7 +10,7 @@ from pipeline import registry
 KINDS = {
     "losses": "loss", "pools": "pool", "heads": "head", "augments": "augment", "mixes": "mix", "samplers": "sampler",
     "optims": "optim", "schedules": "schedule", "averages": "average", "norms": "norm", "activations": "activation",
-    "stems": "stem", "finetunes": "finetune",
+    "stems": "stem", "finetunes": "finetune", "preprocesses": "data.preprocess",
 }  # fmt: skip
 TASKS = {"classes": "multiclass()", "labels": "multilabel()", "numbers": "regression()"}
 NEEDED = {  # arguments without a default, and partners

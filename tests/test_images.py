@@ -753,6 +753,17 @@ def test_other_channels_than_asked_are_broken_images(tmp_path: Path, files: str,
         decode(spec, channels, 8, "stretch", folder=tmp_path)
 
 
+@pytest.mark.parametrize("channels", [5, 8, 9])
+@pytest.mark.parametrize("size", [7, 50])
+def test_many_channels_are_resized_each_as_it_would_be_alone(tmp_path: Path, channels: int, size: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 40, channels), dtype=np.uint8)
+    np.save(tmp_path / "n.npy", pixels)
+    found = decode("n.npy", channels, size, "stretch", folder=tmp_path)
+    method = cv2.INTER_AREA if size < 31 else cv2.INTER_LINEAR
+    each = [cv2.resize(pixels[..., k].copy(), (size, size), interpolation=method) for k in range(channels)]
+    np.testing.assert_array_equal(found, np.dstack(each))
+
+
 def test_four_channels_keep_transparency_as_it_is(tmp_path: Path) -> None:
     pixels = np.dstack([smooth(), grey(3, 48, 64)])
     save(tmp_path / "a.png", pixels)

@@ -13,6 +13,7 @@ from PIL import Image
 from pipeline.competition import load
 from pipeline.data import row_seeds
 from pipeline.parts.augments import augmenter, pad_crop
+from pipeline.parts.preprocesses import clahe
 from pipeline.stages import preview
 
 
@@ -51,6 +52,22 @@ def test_each_row_is_an_image_and_its_augmented_versions(root, project):
         for version in range(1, preview.VERSIONS + 1):
             seed = int(row_seeds(config.seed, version, rows)[place])
             assert np.array_equal(tile(page, place, version)[..., :1], augment(original, seed))
+
+
+def test_preprocessing_is_shown_between_the_original_and_its_versions(root, project):
+    words = "data.preprocess=clahe(tiles=2)", "augment=pad_crop(pad=2)", "run=clear"
+    assert project.run("stage=preview", *words).code == 0
+    config = small.config(augment="pad_crop(pad=2)", data__preprocess=["clahe(tiles=2)"])
+    competition = load(config)
+    rows = preview.choose(competition, np.array([], dtype=np.int64), config.seed)
+    augment, page = augmenter(pad_crop(8, pad=2)), picture(root, "clear")
+    for place, row in enumerate(rows):
+        original = np.asarray(Image.open(root / "data/noise" / competition.train["file"].iloc[row]))[..., None]
+        made = clahe(original, 8, tiles=2)
+        assert np.array_equal(tile(page, place, 0)[..., :1], original)
+        assert np.array_equal(tile(page, place, 1)[..., :1], made)
+        seed = int(row_seeds(config.seed, preview.VERSIONS, rows)[place])
+        assert np.array_equal(tile(page, place, preview.VERSIONS + 1)[..., :1], augment(made, seed))
 
 
 def test_a_mix_is_shown_with_its_shares(root, project):

@@ -11,10 +11,12 @@ from pipeline import artefacts, evaluate
 from pipeline.artefacts import Predictions, shown
 from pipeline.config import Config, scoped
 from pipeline.console import Outcome, say, warn
-from pipeline.runs import Run
+from pipeline.runs import Run, beside
 from pipeline.tasks import Task, task_for
 
 APART = 0.1  # mean confidence on test this far below that on OOF is worth a warning
+
+PREPROCESS = "data.preprocess"
 
 
 def run(config: Config) -> list[Outcome]:
@@ -80,6 +82,7 @@ def report(run: Run, task: Task, seconds: float, reused: bool) -> Outcome:
     say(f"{shown(run.folder)}: {run.config.metric} {score}")
     if not reused:
         _say_gains(run, task, metric, truth, oof)
+        _say_preprocessing(run, metric, truth, oof)
         if not task.agreement:  # else values alone tell no confidence
             _say_confidence(run, task, oof)
     views = len(run.config.views) * len(run.config.scales) > 1
@@ -111,6 +114,21 @@ def _say_gains(run: Run, task: Task, metric: evaluate.Metric, truth: np.ndarray,
     gain, error = evaluate.paired_gain(metric, truth, plain, oof.values)
     verdict = "keep them" if gain > error else "no gain beyond noise: views=identity scales=1 is as good and faster"
     say(f"    all {len(labels)} together{'':<15} {gain:+.4f} ± {error:.4f}  {verdict}")
+
+
+def _say_preprocessing(run: Run, metric: evaluate.Metric, truth: np.ndarray, oof: Predictions) -> None:
+    """What data.preprocess gained over none: the runs that differ in nothing else, of which one has none."""
+    own = run.config.data.preprocess
+    others = [(other, other.stored()["settings"].get(PREPROCESS, [])) for other in beside(run, PREPROCESS)]
+    compared = [(other, calls) for other, calls in others if bool(calls) != bool(own)]
+    for other, calls in compared:
+        none, some = (other.oof(), oof) if own else (oof, other.oof())
+        gain, error = evaluate.paired_gain(metric, truth, none.values, some.values)
+        what = f"{run.name} over {other.name}" if own else f"{other.name} over {run.name}"
+        verdict = "" if abs(gain) > error else "  within its error"
+        say(f"  {PREPROCESS}={','.join(own or calls)} over none, {what}: {gain:+.4f} ± {error:.4f} (paired){verdict}")
+    if own and not compared:
+        say(f"  its gain over none shows beside a run that differs in {PREPROCESS}= alone; train and predict that too")
 
 
 def _say_confidence(run: Run, task: Task, oof: Predictions) -> None:

@@ -1,4 +1,4 @@
-"""Preview: a picture of training images beside what augment and mix make of them, since people judge these by eye."""
+"""Preview: training images beside what preprocess, augment and mix make of them, since people judge these by eye."""
 
 from __future__ import annotations
 
@@ -27,21 +27,25 @@ LETTERS = 20  # on a line of the column at the left
 
 
 def run(config: Config) -> list[Outcome]:
-    """Write augmented.png into the run's folder: each row an image, then seven versions of it. Nothing is trained."""
+    """Write augmented.png into the run's folder: each row an image, what is cached of it, and seven versions of that.
+
+    Nothing is trained.
+    """
     began = time.perf_counter()
     competition = load(config)
     store = stores.train_store(config, competition, config.image_size)
     rows = choose(competition, store.broken, config.seed)
     originals = np.array(store.take(rows))
-    tiles, shares = [originals], []
+    preprocessed = bool(config.data.preprocess)
+    tiles, shares = [store.unprocessed().take(rows), originals] if preprocessed else [originals], []
     for version in range(1, VERSIONS + 1):
         made, share = change(config, originals, rows, version)
         tiles.append(made)
         shares.append(share)
-    captions = [[""] + [own(share[place]) for share in shares] for place in range(len(rows))]
+    captions = [[""] * (1 + preprocessed) + [own(share[place]) for share in shares] for place in range(len(rows))]
     path = artefacts.run_folder(config) / "augmented.png"
     with artefacts.atomic(path) as handle:
-        handle.write(page(title(config), labels(competition, rows), np.stack(tiles, axis=1), captions))
+        handle.write(page(title(config), labels(competition, rows), np.stack(tiles, axis=1), captions, preprocessed))
     if plain(config):
         warn("augment=none() and mix=none(): each version is the image itself; try augment=light()")
     say(f"{shown(path)}: {len(rows)} images of {competition.name}, each with {VERSIONS} versions; look at it")
@@ -55,7 +59,8 @@ def plain(config: Config) -> bool:
 
 def title(config: Config) -> str:
     """What made the versions."""
-    return f"{config.image_size} × {config.image_size} pixels · augment={config.augment} · mix={config.mix}"
+    steps = f" · preprocess={', '.join(config.data.preprocess)}" if config.data.preprocess else ""
+    return f"{config.image_size} × {config.image_size} pixels{steps} · augment={config.augment} · mix={config.mix}"
 
 
 def choose(competition: Competition, broken: np.ndarray, seed: int) -> np.ndarray:
@@ -109,8 +114,13 @@ def labels(competition: Competition, rows: np.ndarray) -> list[str]:
 # --- drawing --------------------------------------------------------------------------------------------------------
 
 
-def page(heading: str, labels: list[str], tiles: np.ndarray, captions: list[list[str]]) -> bytes:
-    """A PNG: the heading, and for each of (n, m, S, S, C) tiles' rows its label, its images and their captions."""
+def page(
+    heading: str, labels: list[str], tiles: np.ndarray, captions: list[list[str]], preprocessed: bool = False
+) -> bytes:
+    """A PNG: the heading, and for each of (n, m, S, S, C) tiles' rows its label, its images and their captions.
+
+    preprocessed: the second image of each row is what data.preprocess makes of the first.
+    """
     from PIL import ImageDraw
 
     side = tile_side(tiles.shape[2])
@@ -120,9 +130,10 @@ def page(heading: str, labels: list[str], tiles: np.ndarray, captions: list[list
     sheet = pillow().new("RGB", (width, top + len(tiles) * high), "white")
     pen, letters = ImageDraw.Draw(sheet), font()
     pen.text((GAP, GAP), textwrap.shorten(heading, width // 8, placeholder=" …"), fill="black", font=letters)
+    names = ["original", *["preprocessed"] * preprocessed]
+    names += [f"version {version}" for version in range(1, tiles.shape[1] - len(names) + 1)]
     for place in range(tiles.shape[1]):
-        name = "original" if not place else f"version {place}"
-        pen.text((LABEL + place * (side + GAP), top - TEXT - GAP), name, fill="dimgrey", font=letters)
+        pen.text((LABEL + place * (side + GAP), top - TEXT - GAP), names[place], fill="dimgrey", font=letters)
     for row, images in enumerate(tiles):
         y = top + row * high
         pen.multiline_text((GAP, y), labels[row], fill="black", font=letters)
