@@ -85,15 +85,16 @@ class Call:
 
 
 def kinds() -> list[str]:
-    """The kinds of parts: the modules of ``pipeline/parts``, and the tasks."""
-    return sorted([*(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__"), TASKS.name])
+    """The kinds of parts: the modules of ``pipeline/parts``, and the tasks; ``losses_masks.py`` holds losses, too."""
+    return sorted({*(path.stem.partition("_")[0] for path in FOLDER.glob("[!_]*.py")), TASKS.name})
 
 
 def _sources(kind: str) -> dict[str, Path]:
     """The source files of a kind by the names of their modules."""
     if kind == TASKS.name:
         return {f"pipeline.tasks.{path.stem}": path for path in sorted(TASKS.glob("*.py"))}
-    return {f"pipeline.parts.{kind}": FOLDER / f"{kind}.py"}
+    paths = [FOLDER / f"{kind}.py", *sorted(FOLDER.glob(f"{kind}_*.py"))]
+    return {f"pipeline.parts.{path.stem}": path for path in paths}
 
 
 @functools.cache

@@ -31,6 +31,8 @@ CASES = [
 @pytest.mark.parametrize(("key", "part"), CASES)
 def test_part_trains_two_batches(project, key: str, part: registry.Part) -> None:
     form = part.facts.get("takes", ("classes",))
+    if form[0] not in TASKS:
+        pytest.skip("is for maps, which no task learns yet")
     task = TASKS["classes" if "classes" in form else form[0]]
     small_tasks.write(project.root, task, rows=24)
     words = list(NEEDED.get(part.name, (f"{key}={part.name}()",)))

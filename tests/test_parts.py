@@ -12,9 +12,10 @@ from lightning_fabric import Fabric
 
 from pipeline import registry
 from pipeline.errors import UserError
-from pipeline.forms import FORMS, Form
+from pipeline.forms import FORMS, MAPS, Form
 from pipeline.parts.augments import augmenter
 from pipeline.parts.losses import starting_scale
+from pipeline.parts.metrics_masks import score
 from pipeline.parts.views import expand
 from pipeline.symmetry import SYMMETRIES
 
@@ -86,22 +87,39 @@ def test_wrong_argument_and_value_out_of_range_are_refused(part: registry.Part) 
 # --- losses -------------------------------------------------------------------------------------------------------
 
 OF_CLASSES = [name for name, part in registry.parts("losses").items() if part.facts["takes"][0] == "classes"]
+OF_FORMS = [
+    pytest.param(name, form, id=f"{name}-{form}")
+    for name, part in registry.parts("losses").items()
+    for form in part.facts["takes"]
+]
+each_form = pytest.mark.parametrize(("name", "form"), OF_FORMS)
+WITHIN = {  # a loss that such targets can be given to, for the losses of other losses
+    "classes": "cross_entropy()", "labels": "bce()", "numbers": "mse()", "masks": "bce()",
+    "class_masks": "cross_entropy()",
+}  # fmt: skip
+HEIGHT, WIDTH = 6, 5
 
 
-def loss_of(name: str, columns: int = CLASSES):
+def loss_of(name: str, columns: int = CLASSES, form: str = "classes"):
     """A loss with its defaults, its required weights, and balanced counts where it asks for counts."""
     part = registry.parts("losses")[name]
     required = [key for key, default in part.arguments.items() if default is registry.REQUIRED]
-    given = ", ".join(f"{key}={[1.0 + column for column in range(columns)]}" for key in required)
-    loss = registry.build("losses", f"{name}({given})")
+    given = [f"{key}={[1.0 + column for column in range(columns)]}" for key in required]
+    for key in part.facts.get("calls", {}):
+        lists = isinstance(part.arguments[key], tuple)
+        given.append(f"{key}={[WITHIN[form]] * 2 if lists else WITHIN[form]!r}")
+    loss = registry.build("losses", f"{name}({', '.join(given)})")
     if not part.facts.get("counts"):
         return loss
     return lambda outputs, target: loss(outputs, target, torch.full((columns,), 7))
 
 
-def outputs_of(name: str) -> tuple[torch.Tensor, float]:
-    """Outputs as the loss wants them, logits or s · cosines, and a step for them that is no leap."""
+def outputs_of(name: str, form: str = "classes") -> tuple[torch.Tensor, float]:
+    """Outputs as the loss wants them, logits or s · cosines or maps of logits, and a step for them that is no leap."""
     logits, _ = logits_and_classes()
+    if form in MAPS:
+        torch.manual_seed(0)
+        return torch.randn(ROWS, CLASSES, HEIGHT, WIDTH, requires_grad=True), 2.0
     if not registry.parts("losses")[name].facts.get("cosines"):
         return logits, 2.0
     scale = starting_scale(0, CLASSES)
@@ -113,25 +131,34 @@ def is_of_batch(name: str) -> bool:
     return registry.parts("losses")[name].facts.get("batch", False)
 
 
-def targets_of(name: str, logits: torch.Tensor) -> torch.Tensor:
-    """Training targets of the form that the loss takes, near what the logits say."""
-    form = registry.parts("losses")[name].facts["takes"][0]
-    rows, columns = logits.shape
+def targets_of(form: str, logits: torch.Tensor) -> torch.Tensor:
+    """Training targets of this form for outputs of these rows and columns; of maps in the last row all is void."""
+    rows, columns, *size = logits.shape
+    torch.manual_seed(1)
     if form == "classes":
         return torch.arange(rows) % columns
-    torch.manual_seed(1)
-    return (torch.rand(rows, columns) > 0.5).float() if form == "labels" else torch.randn(rows, columns)
+    if form not in MAPS:
+        return (torch.rand(rows, columns) > 0.5).float() if form == "labels" else torch.randn(rows, columns)
+    target = (torch.rand(rows, columns, *size) > 0.5).float()
+    if form == "class_masks":
+        target = torch.nn.functional.one_hot(torch.randint(columns, (rows, *size)), columns).movedim(-1, 1).float()
+    target[:, :, 0, 0] = target[-1] = -1
+    return target
 
 
-@each("losses")
-def test_loss_gives_a_finite_value_a_row_with_a_gradient(name: str) -> None:
-    logits, _ = outputs_of(name)
-    values = loss_of(name)(logits, targets_of(name, logits))
+@each_form
+def test_loss_gives_a_finite_value_a_row_with_a_gradient(name: str, form: str) -> None:
+    logits, _ = outputs_of(name, form)
+    target = targets_of(form, logits)
+    values = loss_of(name, form=form)(logits, target)
     assert values.shape == (ROWS,)
     assert values.dtype == torch.float32
     values.sum().backward()
     assert torch.isfinite(logits.grad).all()
-    taught = logits.grad.abs().sum(dim=1) > 0
+    taught = logits.grad.flatten(1).abs().sum(dim=1) > 0
+    if form in MAPS:
+        assert not taught[-1]
+        taught = taught[:-1]
     assert taught.any() if is_of_batch(name) else taught.all()
 
 
@@ -148,37 +175,64 @@ def test_loss_of_soft_targets_is_the_expectation_over_classes(name: str) -> None
         torch.testing.assert_close(loss(logits, soft), (soft * each_class).sum(dim=1))
 
 
-@each("losses")
-def test_loss_falls_towards_the_target(name: str) -> None:
-    logits, step = outputs_of(name)
-    loss, target = loss_of(name), targets_of(name, logits)
-    signed = {"classes": step * one_hot(torch.arange(ROWS) % CLASSES), "labels": 4 * target - 2}
-    form = registry.parts("losses")[name].facts["takes"][0]
-    better = logits + signed[form] if form in signed else torch.lerp(logits, target, 0.5)
+@each_form
+def test_loss_falls_towards_the_target(name: str, form: str) -> None:
+    logits, step = outputs_of(name, form)
+    loss, target = loss_of(name, form=form), targets_of(form, logits)
+    if form == "numbers":
+        better = torch.lerp(logits, target, 0.5)
+    else:
+        better = logits + (step * one_hot(target) if form == "classes" else 4 * target - 2)
     fallen = loss(better, target) - loss(logits, target)
+    if form in MAPS:
+        assert fallen[-1] == 0
+        fallen = fallen[:-1]
     assert fallen.mean() < 0 if is_of_batch(name) else (fallen < 0).all()
 
 
-@each("losses")
-def test_loss_of_a_new_model_is_the_declared_one(name: str) -> None:
+@each_form
+def test_void_pixels_count_nowhere(name: str, form: str) -> None:
+    if form not in MAPS:
+        pytest.skip("has no pixels")
+    logits, _ = outputs_of(name, form)
+    loss, target = loss_of(name, form=form), targets_of(form, logits)
+    void = target < 0
+    other = torch.where(void, 7 * torch.randn_like(logits), logits)
+    torch.testing.assert_close(loss(logits, target), loss(other, target))
+    loss(logits, target).sum().backward()
+    assert (logits.grad[void] == 0).all()
+    everywhere = torch.full_like(target, -1)
+    assert (loss(logits, everywhere) == 0).all()
+    for empty in (torch.zeros_like(target), torch.where(void, -1, torch.zeros_like(target))):
+        empty[:, 0] = torch.where(empty[:, 0] < 0, -1, 1) if form == "class_masks" else empty[:, 0]
+        assert torch.isfinite(torch.autograd.grad(loss(logits, empty).sum(), logits)[0]).all()
+
+
+@each_form
+def test_loss_of_a_new_model_is_the_declared_one(name: str, form: str) -> None:
     part = registry.find("losses", name)
     initial = part.load().facts.get("initial")
     if initial is None:
         pytest.skip("declares none")
     torch.manual_seed(0)
     for columns in (2, 10):
-        logits = torch.zeros(20_000 if part.facts["takes"] == ("numbers",) else 3, columns)
-        value = loss_of(name, columns)(logits, targets_of(name, logits)).mean()
-        assert initial(columns) == pytest.approx(float(value), rel=1e-5 if len(logits) == 3 else 0.02)
+        size = (20, 20) if form in MAPS else ()
+        logits = torch.zeros(20_000 if form == "numbers" else 3, columns, *size)
+        rows = slice(2 if size else None)  # of maps the last row is void
+        value = loss_of(name, columns, form)(logits[rows], targets_of(form, logits)[rows]).mean()
+        assert initial(columns) == pytest.approx(float(value), rel=1e-5 if form in ("classes", "class_masks") else 0.02)
 
 
-@each("losses")
+@each_form
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_loss_is_finite_in_half_precision_and_at_extreme_logits(name: str, half: torch.dtype) -> None:
+def test_loss_is_finite_in_half_precision_and_at_extreme_logits(name: str, form: str, half: torch.dtype) -> None:
     for height in (200, -200, 0):
-        logits = (torch.eye(ROWS, CLASSES, dtype=half) * height).requires_grad_()
+        logits = torch.eye(ROWS, CLASSES, dtype=half) * height
+        if form in MAPS:
+            logits = logits[:, :, None, None].expand(-1, -1, HEIGHT, WIDTH).contiguous()
+        logits.requires_grad_()
         with torch.autocast("cpu", dtype=half):
-            values = loss_of(name)(logits, targets_of(name, logits))
+            values = loss_of(name, form=form)(logits, targets_of(form, logits))
         values.sum().backward()
         assert values.dtype == torch.float32
         assert torch.isfinite(values).all()
@@ -188,7 +242,7 @@ def test_loss_is_finite_in_half_precision_and_at_extreme_logits(name: str, half:
 @each("losses")
 def test_loss_names_its_facts_rightly(name: str) -> None:
     part = registry.parts("losses")[name]
-    assert set(part.facts["takes"]) <= set(FORMS)
+    assert set(part.facts["takes"]) <= {*FORMS, *MAPS}
     assert part.facts.get("calls", {}).keys() <= part.arguments.keys()
     positional = [p for p in inspect.signature(part.load()).parameters.values() if p.kind is not p.KEYWORD_ONLY]
     assert len(positional) == (3 if part.facts.get("counts") else 2)
@@ -545,9 +599,6 @@ def test_augment_keeps_the_image_and_is_decided_by_its_seed(name: str, channels:
 # --- scores and folds ---------------------------------------------------------------------------------------------
 
 
-FORMS = ("classes", "labels", "numbers")
-
-
 def truth_and_answers(form: str, wants: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Truth, a right and a wrong answer to it, as a metric that takes this form and wants this is given them."""
     truth = np.repeat(np.arange(8), 5)
@@ -561,30 +612,70 @@ def truth_and_answers(form: str, wants: str) -> tuple[np.ndarray, np.ndarray, np
     return (truth, right, wrong) if wants == "probability" else (truth, right.argmax(axis=1), wrong.argmax(axis=1))
 
 
+def images_and_answers(form: str) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Truth of three images of their own sizes, right and wrong answers to it; the second shows nothing."""
+    truth = []
+    for seed, (height, width) in enumerate([(8, 6), (5, 9), (12, 12)]):
+        classes = np.random.default_rng(seed).integers(CLASSES, size=(height // 2 + 1, width // 2 + 1))
+        pixels = classes.repeat(2, axis=0).repeat(2, axis=1)[:height, :width] * (seed != 1)
+        dtype = {"objects": np.int32}.get(form, np.uint8)
+        truth.append((pixels == np.arange(CLASSES)[:, None, None] if form == "masks" else pixels).astype(dtype))
+    wrong = [1 - one if form == "masks" else (one + 1) % CLASSES for one in truth]
+    if form == "objects":
+        wrong = [np.ones_like(one) for one in truth]
+    return truth, [one.copy() for one in truth], wrong
+
+
+def score_of(name: str, truth: list[np.ndarray] | np.ndarray, answer: list[np.ndarray] | np.ndarray) -> float:
+    """What a metric says of rows, or of images one by one."""
+    metric, facts = registry.build("metrics", name), registry.facts("metrics", name)
+    if not isinstance(truth, list):
+        value = metric(truth, answer)
+        assert np.shape(value) == ((len(truth),) if facts.get("rowwise") else ())
+        return float(np.mean(value))
+    found = [metric(one, other, CLASSES) for one, other in zip(truth, answer, strict=True)]
+    assert all(one.dtype == np.float64 for one in found)
+    assert all(one.shape == (2, CLASSES) if facts.get("pooled") else one.ndim == 1 for one in found)
+    return score(found, facts.get("pooled", False))
+
+
 @each("metrics")
 def test_metric_prefers_the_truth(name: str) -> None:
     facts = registry.facts("metrics", name)
     assert isinstance(facts["greater"], bool)
     assert facts["wants"] in ("decision", "probability")
     assert facts["takes"], "declare the forms it takes"
-    assert set(facts["takes"]) <= set(FORMS)
-    metric = registry.build("metrics", name)
+    assert set(facts["takes"]) <= {*FORMS, *MAPS}
     for form in facts["takes"]:
-        truth, right, wrong = truth_and_answers(form, facts["wants"])
-        rowwise = (len(truth),) if facts.get("rowwise") else ()
-        assert np.shape(metric(truth, right)) == rowwise
-        good, bad = (float(np.mean(metric(truth, answer))) for answer in (right, wrong))
+        given = images_and_answers(form) if form in MAPS else truth_and_answers(form, facts["wants"])
+        good, bad = (score_of(name, given[0], answer) for answer in given[1:])
         assert np.isfinite([good, bad]).all()
         assert (good > bad) == facts["greater"]
 
 
 @each("metrics")
 def test_metric_of_one_row_and_of_one_class_is_finite(name: str) -> None:
-    facts, metric = registry.facts("metrics", name), registry.build("metrics", name)
+    facts = registry.facts("metrics", name)
     for form in facts["takes"]:
-        for rows in (slice(1), slice(5), slice(35, None)):
-            truth, right, wrong = (table[rows] for table in truth_and_answers(form, facts["wants"]))
-            assert np.isfinite([np.mean(metric(truth, answer)) for answer in (right, wrong)]).all()
+        given = images_and_answers(form) if form in MAPS else truth_and_answers(form, facts["wants"])
+        for rows in (slice(1), slice(1, 2), slice(5), slice(2 if form in MAPS else 35, None)):
+            truth, right, wrong = (table[rows] for table in given)
+            assert np.isfinite([score_of(name, truth, answer) for answer in (right, wrong)]).all()
+
+
+@each("metrics")
+def test_metric_of_images_counts_no_void(name: str) -> None:
+    facts = registry.facts("metrics", name)
+    for form in facts["takes"]:
+        if form not in MAPS:
+            continue
+        truth, right, wrong = images_and_answers(form)
+        for one, answer, other in zip(truth, right, wrong, strict=True):
+            if form == "objects":
+                one[3:], other[:3] = -1, answer[:3]
+            else:
+                one[..., 3:, :], other[..., :3, :] = 255, answer[..., :3, :]
+        assert score_of(name, truth, wrong) == score_of(name, truth, right)
 
 
 def target_and_column(form: str, column: str | None) -> tuple[np.ndarray, np.ndarray | None]:

@@ -48,6 +48,15 @@ def refused(kind: str, text: str) -> str:
     return str(caught.value)
 
 
+def test_a_kind_may_have_several_files(kind: str) -> None:
+    more = SOURCE.replace("def shrink", "def bend").replace("class Grow", "class Twist")
+    (registry.FOLDER / "shapes_more.py").write_text(more, encoding="utf-8")
+    assert registry.kinds() == ["shapes", "tasks"]
+    found = registry.parts(kind)
+    assert list(found) == ["shrink", "Grow", "bend", "Twist"]
+    assert (found["bend"].kind, found["bend"].module) == ("shapes", "pipeline.parts.shapes_more")
+
+
 def test_scan_finds_decorated_functions_and_classes_alone(kind: str) -> None:
     shrink, grow = registry.parts(kind).values()
     assert registry.kinds() == ["shapes", "tasks"]

@@ -2,8 +2,12 @@
 
 Form: ``f(outputs (B, C) float, target, *, …) -> (B,) float32``. The fact ``takes`` says of what form the targets are
 (``pipeline/forms.py``): classes, (B,) int64 or (B, C) float probabilities (soft labels, mixup), for which a loss is the
-expectation over classes; labels, (B, C) float in 0…1; numbers, (B, C) float of mean 0 and deviation 1. All work in
-float32 under any autocast, since log and exp do not keep their digits in half precision.
+expectation over classes; labels, (B, C) float in 0…1; numbers, (B, C) float of mean 0 and deviation 1; and maps. All
+work in float32 under any autocast, since log and exp do not keep their digits in half precision.
+
+Of maps, outputs and targets are (B, C, H, W): masks, each channel its own, in 0…1; class_masks, channels sum to one. A
+target below 0 is void: such a pixel counts nowhere, and a row of nothing else is 0. A ``pixelwise`` loss is the one
+of rows for each pixel, and its mean over a row's known pixels. ``parts/losses_masks.py`` has the losses of maps alone.
 
 The fact ``initial(classes, **keywords)`` is the loss expected of a new model, whose logits are all near zero; it takes
 the user's keywords of the loss. ``stage=sanity`` compares it with the first loss; a loss without one declares none.
@@ -31,15 +35,57 @@ from pipeline.console import warn
 from pipeline.errors import UserError
 from pipeline.registry import part
 
+Loss = Callable[..., Tensor]
+
+# --- maps ---------------------------------------------------------------------------------------------------------
+
+
+def pixelwise(loss: Loss) -> Loss:
+    """A loss of (B, C) whose reductions are all over dim=1, for maps (B, C, H, W) too: the mean over known pixels.
+
+    Losses of pixels are had by ``pixels``; they are what ``loss`` itself gives, (B, H, W).
+    """
+
+    @functools.wraps(loss)
+    def of_rows_or_pixels(outputs: Tensor, target: Tensor, **keywords: Any) -> Tensor:
+        if outputs.ndim < 4:
+            return loss(outputs, target, **keywords)
+        return mean_of(loss(outputs, target.clamp(min=0), **keywords), known(target))
+
+    return of_rows_or_pixels
+
+
+def pixels(call: str, outputs: Tensor, target: Tensor) -> Tensor:
+    """The value (B, H, W) of each pixel by a pixelwise loss of this call-string, whatever it is at void ones."""
+    built = registry.build("losses", call)
+    assert isinstance(built, functools.partial)
+    if not hasattr(built.func, "__wrapped__"):
+        fit = [name for name, part in registry.parts("losses").items() if hasattr(part.load(), "__wrapped__")]
+        raise UserError(f"loss={call!r} gives no value a pixel; those that do: {', '.join(fit)}")
+    each: Tensor = built.func.__wrapped__(outputs, target.clamp(min=0), **built.keywords)
+    return each
+
+
+def known(target: Tensor) -> Tensor:
+    """(B, H, W) bool: where a target (B, C, H, W) is not void."""
+    return (target >= 0).all(dim=1)
+
+
+def mean_of(values: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean (B,) of pixels (B, H, W); 0 for a row without any weight."""
+    return (values * weights).flatten(1).sum(dim=1) / weights.float().flatten(1).sum(dim=1).clamp(min=1e-12)
+
+
 # --- classes ------------------------------------------------------------------------------------------------------
 
 
 @part(
     source="torch.nn.functional.cross_entropy; smoothing: Szegedy et al. 2016, sec. 7",
-    takes=("classes",),
+    takes=("classes", "class_masks"),
     allowed={"smoothing": (0, 1)},
     initial=lambda classes, smoothing=0.0: math.log(classes),
 )
+@pixelwise
 def cross_entropy(logits: Tensor, target: Tensor, *, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of the softmax, with label smoothing.
 
@@ -52,10 +98,11 @@ def cross_entropy(logits: Tensor, target: Tensor, *, smoothing: float = 0.0) -> 
 
 @part(
     source="Lin et al. 2017, eq. 4, over the softmax",
-    takes=("classes",),
+    takes=("classes", "class_masks"),
     allowed={"gamma": (0, None)},
     initial=lambda classes, gamma=2.0: (1 - 1 / classes) ** gamma * math.log(classes),
 )
+@pixelwise
 def focal(logits: Tensor, target: Tensor, *, gamma: float = 2.0) -> Tensor:
     """Cross-entropy that turns away from rows already right: (1 - p)^gamma · -log p.
 
@@ -89,9 +136,10 @@ def hinge(logits: Tensor, target: Tensor, *, margin: float = 1.0) -> Tensor:
 
 @part(
     source="torch.nn.functional.cross_entropy; King & Zeng 2001, eq. 8",
-    takes=("classes",),
+    takes=("classes", "class_masks"),
     allowed={"smoothing": (0, 1)},
 )
+@pixelwise
 def weighted_cross_entropy(
     logits: Tensor, target: Tensor, *, weights: tuple[float, ...], smoothing: float = 0.0
 ) -> Tensor:
@@ -132,10 +180,11 @@ def balanced_cross_entropy(
 
 @part(
     source="Leng et al. 2022, PolyLoss, Poly-1",
-    takes=("classes",),
+    takes=("classes", "class_masks"),
     allowed={"epsilon": (-1, None)},
     initial=lambda classes, epsilon=1.0: math.log(classes) + epsilon * (1 - 1 / classes),
 )
+@pixelwise
 def poly1(logits: Tensor, target: Tensor, *, epsilon: float = 1.0) -> Tensor:
     """Cross-entropy with its first polynomial term reweighted: -log p + epsilon · (1 - p).
 
@@ -147,12 +196,13 @@ def poly1(logits: Tensor, target: Tensor, *, epsilon: float = 1.0) -> Tensor:
 
 @part(
     source="Wang et al. 2019 (Symmetric cross entropy for robust learning with noisy labels)",
-    takes=("classes",),
+    takes=("classes", "class_masks"),
     allowed={"alpha": (0, None), "beta": (0, None), "log_zero": (None, 0)},
     initial=lambda classes, alpha=0.1, beta=1.0, log_zero=-4.0: (
         alpha * math.log(classes) - beta * log_zero * (1 - 1 / classes)
     ),
 )
+@pixelwise
 def symmetric_cross_entropy(
     logits: Tensor, target: Tensor, *, alpha: float = 0.1, beta: float = 1.0, log_zero: float = -4.0
 ) -> Tensor:
@@ -172,10 +222,11 @@ def _first_bi_tempered(classes: int, t1: float = 0.8, t2: float = 1.2, iteration
 
 @part(
     source="Amid et al. 2019 (Robust bi-tempered logistic loss), algorithm 1",
-    takes=("classes",),
+    takes=("classes", "class_masks"),
     allowed={"t1": (0, 1), "t2": (1, 10), "iterations": (1, 1000)},
     initial=_first_bi_tempered,
 )
+@pixelwise
 def bi_tempered(logits: Tensor, target: Tensor, *, t1: float = 0.8, t2: float = 1.2, iterations: int = 20) -> Tensor:
     """Logistic loss with a bounded logarithm and a heavy-tailed softmax, for noisy labels; t1 = t2 = 1: cross-entropy.
 
@@ -191,7 +242,7 @@ def bi_tempered(logits: Tensor, target: Tensor, *, t1: float = 0.8, t2: float = 
 
 @part(
     source="Berman et al. 2018 (Lovász-Softmax), sec. 3.2, algorithm 1",
-    takes=("classes",),
+    takes=("classes", "class_masks"),
     batch=True,
     initial=lambda classes: 1 - 1 / classes,
 )
@@ -199,12 +250,15 @@ def lovasz_softmax(logits: Tensor, target: Tensor) -> Tensor:
     """The Lovász extension of 1 - Jaccard index of each class over the batch, the mean over the classes in it.
 
     Needs batches with several rows a class. A soft target stands for as many rows as it has classes, each by its share.
+    Of maps it is the index over all pixels of the batch.
     """
+    if logits.ndim == 4:
+        return _lovasz_of_pixels(logits, target)
     chances = functional.softmax(logits.float(), dim=1)
     truth = target.float() if target.is_floating_point() else functional.one_hot(target, logits.shape[1]).float()
     shares = _lovasz(1 - chances, chances, truth, dim=0)
     there = truth.sum(dim=0) > 0
-    return len(logits) * (shares * there).sum(dim=1) / there.sum()
+    return len(logits) * (shares * there).sum(dim=1) / there.sum().clamp(min=1)
 
 
 # --- classes, by margins of the angle -----------------------------------------------------------------------------
@@ -318,10 +372,11 @@ def sphereface(outputs: Tensor, target: Tensor, *, s: float = 0.0, m: float = 1.
 
 @part(
     source="torch.nn.functional.binary_cross_entropy_with_logits; smoothing: Szegedy et al. 2016, sec. 7",
-    takes=("labels",),
+    takes=("labels", "masks"),
     allowed={"smoothing": (0, 1), "positive": (0, None)},
     initial=lambda labels, smoothing=0.0, positive=1.0: math.log(2) * (1 + positive) / 2,
 )
+@pixelwise
 def bce(logits: Tensor, target: Tensor, *, smoothing: float = 0.0, positive: float = 1.0) -> Tensor:
     """Binary cross-entropy of each label's sigmoid, the mean over the labels.
 
@@ -335,9 +390,10 @@ def bce(logits: Tensor, target: Tensor, *, smoothing: float = 0.0, positive: flo
 
 @part(
     source="Lin et al. 2017, eq. 5; torchvision.ops.sigmoid_focal_loss",
-    takes=("labels",),
+    takes=("labels", "masks"),
     allowed={"gamma": (0, None), "alpha": (0, 1)},
 )
+@pixelwise
 def focal_labels(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
     """Binary cross-entropy that turns away from labels already right, the mean over the labels.
 
@@ -353,9 +409,10 @@ def focal_labels(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: f
 
 @part(
     source="Ridnik et al. 2021 (Asymmetric loss), eq. 7; timm.loss.AsymmetricLossMultiLabel",
-    takes=("labels",),
+    takes=("labels", "masks"),
     allowed={"gamma_negative": (0, None), "gamma_positive": (0, None), "clip": (0, 0.99)},
 )
+@pixelwise
 def asymmetric(
     logits: Tensor, target: Tensor, *, gamma_negative: float = 4.0, gamma_positive: float = 1.0, clip: float = 0.05
 ) -> Tensor:
@@ -394,10 +451,20 @@ def soft_f_beta(
     return losses if average == "row" else losses.mean().expand(len(logits))
 
 
-@part(source="Berman et al. 2018 (Lovász-Softmax), sec. 3.1, algorithm 1; Yu & Blaschko 2015", takes=("labels",))
+@part(
+    source="Berman et al. 2018 (Lovász-Softmax), sec. 3.1, algorithm 1; Yu & Blaschko 2015",
+    takes=("labels", "masks"),
+)
 def lovasz_hinge(logits: Tensor, target: Tensor) -> Tensor:
-    """The Lovász extension of 1 - Jaccard index of each row's set of labels, over hinge errors."""
+    """The Lovász extension of 1 - Jaccard index of each row's set of labels, over hinge errors.
+
+    Of maps it is the index of each plane's set of pixels, the mean over the planes of the image.
+    """
     scores = logits.float()
+    if logits.ndim == 4:
+        missed, added = functional.relu(1 - scores).flatten(2), functional.relu(1 + scores).flatten(2)
+        inside = (target >= 0).flatten(2).float()
+        return _lovasz(missed, added, target.float().clamp(min=0).flatten(2), 2, inside).sum(dim=2).mean(dim=1)
     return _lovasz(functional.relu(1 - scores), functional.relu(1 + scores), target.float(), dim=1).sum(dim=1)
 
 
@@ -452,7 +519,7 @@ def quantile(outputs: Tensor, target: Tensor, *, q: float = 0.5) -> Tensor:
 
 @part(
     source="Shrivastava et al. 2016 (Online hard example mining)",
-    takes=("classes", "labels", "numbers"),
+    takes=("classes", "labels", "numbers", "masks", "class_masks"),
     batch=True,
     counts=True,
     calls={"loss": "losses"},
@@ -474,7 +541,7 @@ def ohem(
 
 @part(
     source="weighted sum of losses; 100: two orders of magnitude",
-    takes=("labels", "classes", "numbers"),
+    takes=("labels", "classes", "numbers", "masks", "class_masks"),
     batch=True,
     counts=True,
     calls={"losses": "losses"},
@@ -577,14 +644,26 @@ def _tempered_log_softmax(scores: Tensor, t: float, iterations: int) -> Tensor:
     return -torch.log1p((t - 1) * (moved - scores)) / (t - 1)
 
 
-def _lovasz(missed: Tensor, added: Tensor, truth: Tensor, dim: int) -> Tensor:
+def _lovasz_of_pixels(logits: Tensor, target: Tensor) -> Tensor:
+    """``lovasz_softmax`` over the known pixels of maps (B, C, H, W): each row's share, (B,)."""
+    chances, truth = (table.movedim(1, -1).flatten(0, 2) for table in (functional.softmax(logits.float(), 1), target))
+    inside = (truth >= 0).float()
+    truth = truth.float().clamp(min=0)
+    shares = _lovasz(1 - chances, chances, truth, 0, inside)
+    there = truth.sum(dim=0) > 0
+    rows = (shares * there).unflatten(0, (len(logits), -1)).sum(dim=(1, 2))
+    return len(logits) * rows / there.sum().clamp(min=1)
+
+
+def _lovasz(missed: Tensor, added: Tensor, truth: Tensor, dim: int, inside: Tensor | float = 1.0) -> Tensor:
     """Each member's share of the Lovász extension of the Jaccard loss of sets along dim; shares sum to the loss.
 
     truth: 0…1, how far a member belongs to the set. missed: its error if it does. added: its error if it does not.
-    A member that half belongs counts as two, each of half the weight.
+    inside: 0 for members that count nowhere, whose truth is 0. A member that half belongs counts as two, each of half
+    the weight.
     """
-    errors, weights = torch.cat([missed, added], dim), torch.cat([truth, 1 - truth], dim)
-    outside = torch.cat([torch.zeros_like(truth), 1 - truth], dim)
+    errors, weights = torch.cat([missed, added], dim), torch.cat([truth, inside - truth], dim)
+    outside = torch.cat([torch.zeros_like(truth), inside - truth], dim)
     order = errors.detach().argsort(dim=dim, descending=True, stable=True)
     wrong = weights.gather(dim, order).cumsum(dim)
     union = truth.sum(dim, keepdim=True) + outside.gather(dim, order).cumsum(dim)

@@ -23,7 +23,8 @@ Your own metric is one function in this file. Its name is then its name in YAML,
         return float(np.quantile(np.abs(answer - truth), share))
 
 Truth may lack classes, since a fold or a draw of rows may. A class or column that this leaves without a value is left
-out of means: no metric fails or is NaN for it. ``pipeline/evaluate.py`` makes a metric whole.
+out of means: no metric fails or is NaN for it. ``pipeline/evaluate.py`` makes a metric whole. Masks and objects, whose
+metrics see one image at a time, have theirs in ``parts/metrics_masks.py``.
 """
 
 from __future__ import annotations
