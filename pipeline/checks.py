@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import engine, hardware, learner, stores
+from pipeline import engine, hardware, learner, objective, stores
 from pipeline.config import Config, replace
 from pipeline.data import Batch, Joined, Loader, draw
 from pipeline.hardware import Hardware
@@ -75,7 +75,8 @@ class Bench:
             fresh_network(self.run, self.task, (0,)), self.config, self.task.learns, self.counts
         )
         optimizer = engine.make_optimizer(self.learner, self.config)
-        self.module, self.optimizer = self.fabric.setup(self.learner.to(memory_format=torch.channels_last), optimizer)
+        module = objective.prepare(self.learner.to(memory_format=torch.channels_last), self.config)
+        self.module, self.optimizer = self.fabric.setup(module, optimizer)
         self.module.train()
 
     def loss(self, batch: Batch) -> torch.Tensor:

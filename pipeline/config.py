@@ -128,6 +128,18 @@ class Train:
 
     accumulate: int = option(1, "batches whose gradients are added before one optimizer step", low=1, scope="run")
     clip_norm: float = option(0.0, "largest gradient norm; 0: off", low=0, scope="run")
+    clip_value: float = option(0.0, "largest gradient of a single weight; 0: off; before clip_norm", low=0, scope="run")
+    l1: float = option(0.0, "L1 penalty: weight of Σ|w|, biases and norms spared", low=0, scope="run")
+    l2: float = option(
+        0.0, "L2 penalty: weight of ½ Σw², biases and norms spared; Adam rescales it", low=0, scope="run"
+    )
+    scale_lr: str = option(
+        "none", "lr times the ratio of the optimizer step's images to base_batch, or its root",
+        choices=("none", "linear", "sqrt"), scope="run",
+    )  # fmt: skip
+    base_batch: int = option(256, "images an optimizer step that lr is for, where scale_lr is on", low=1, scope="run")
+    checkpointing: bool = option(False, "compute activations again in the backward pass: less memory, the same result")
+    compile: bool = option(False, "torch.compile the backbone for training; minutes at the start", scope="run")
     patience: int = option(0, "epochs without gain before training stops early; 0: off", low=0, scope="run")
     threads: int = option(0, "CPU threads; 0: all cores; part of the result on a CPU", low=0, scope="run")
     labels: str = option("", "csv of pseudo-labels that join the training table (stage=pseudo writes it)", scope="run")
@@ -527,6 +539,7 @@ def check(config: Config) -> None:
     registry.build("schedules", config.schedule)(0, 1000)  # a schedule may refuse its arguments together
     _check_pair(config)
     _check_preprocess(config.data)
+    _check_checkpointing(config)
     backbone_names.check(config.backbone)
     if config.stage != "new":  # what it writes is checked when it is whole
         tasks.check(config)
@@ -537,7 +550,8 @@ def check(config: Config) -> None:
 def _check_pair(config: Config) -> None:
     """An optimizer that needs an average of its own, and that average, come together."""
     average = registry.parse(config.average).name
-    needed = registry.facts("optims", config.optim).get("average")
+    known = [registry.facts("optims", one) for one in registry.unfold("optims", config.optim)]
+    needed = next((facts["average"] for facts in known if "average" in facts), None)
     serves = {part.facts["average"]: name for name, part in registry.parts("optims").items() if "average" in part.facts}
     if needed and average != needed:
         raise UserError(f"optim={config.optim} needs its own average; add average={needed}()")
@@ -554,6 +568,19 @@ def _check_preprocess(data: Data) -> None:
                 f"data.preprocess={text} reads images of {' or '.join(map(str, known))} channels, but data.channels="
                 f"{data.channels}; leave it out"
             )
+
+
+def _check_checkpointing(config: Config) -> None:
+    """What computes activations again in the backward pass must find the weights and the code of the first time."""
+    if not config.train.checkpointing:
+        return
+    if config.train.compile:
+        raise UserError("train.checkpointing=true does not go with train.compile=true; choose one of them")
+    if any(registry.facts("optims", one).get("sharpness") for one in registry.unfold("optims", config.optim)):
+        raise UserError(
+            f"train.checkpointing=true does not go with optim={config.optim}, whose second pass has other weights; "
+            "save memory with a smaller batch_size and train.accumulate"
+        )
 
 
 def _check_value(key: Key, value: Any) -> None:

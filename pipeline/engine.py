@@ -20,10 +20,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from pipeline import console, registry
+from pipeline import console, objective, registry
 from pipeline.artefacts import shown
 from pipeline.checkpoint import Progress, State, averaged, epoch_weights
-from pipeline.config import Config
+from pipeline.config import Config, Train
 from pipeline.data import Loader, draw
 from pipeline.errors import UserError
 from pipeline.hardware import Hardware
@@ -49,12 +49,33 @@ def make_fabric(hardware: Hardware) -> Fabric:
 
 def make_optimizer(learner: Learner, config: Config) -> torch.optim.Optimizer:
     """The optimizer over what learns: the network as finetune says, and what the loss itself may learn."""
-    groups = registry.build("finetunes", config.finetune)(learner.network, config.lr)
+    lr = peak(config)
+    groups = registry.build("finetunes", config.finetune)(learner.network, lr)
     own = {id(parameter) for parameter in learner.network.parameters()}
     if rest := [parameter for parameter in learner.parameters() if id(parameter) not in own]:
-        groups.append({"params": rest, "lr": config.lr})
+        groups.append({"params": rest, "lr": lr})
     single = len(groups) == 1  # plain tensors, as ever: the state of older checkpoints fits
-    return registry.build("optims", config.optim)(groups[0]["params"] if single else groups, config.lr)
+    return registry.build("optims", config.optim)(groups[0]["params"] if single else groups, lr)
+
+
+def peak(config: Config) -> float:
+    """The peak learning rate: lr, scaled to the images of an optimizer step as train.scale_lr says.
+
+    Linear: Goyal et al. 2017, sec. 2.1, for SGD; sqrt: Krizhevsky 2014, sec. 2, for Adam and its kin.
+    """
+    ratio = config.batch_size * config.train.accumulate / config.train.base_batch
+    return config.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[config.train.scale_lr]
+
+
+def clip(fabric: Fabric, module: Any, optimizer: Any, train: Train) -> None:
+    """Bound each gradient by clip_value, then their norm by clip_norm, each if it is set."""
+    if train.clip_value:
+        fabric.clip_gradients(module, optimizer, clip_val=train.clip_value)
+    if train.clip_norm and train.clip_value:  # a second call of Fabric's would unscale once more
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        nn.utils.clip_grad_norm_(weights, train.clip_norm)
+    elif train.clip_norm:
+        fabric.clip_gradients(module, optimizer, max_norm=train.clip_norm)
 
 
 def fit(
@@ -67,7 +88,8 @@ def fit(
     """
     optimizer = make_optimizer(learner, config)
     schedule = registry.build("schedules", config.schedule)
-    module, optimizer = fabric.setup(learner.to(memory_format=torch.channels_last), optimizer)
+    module = objective.prepare(learner.to(memory_format=torch.channels_last), config, fabric.world_size)
+    module, optimizer = fabric.setup(module, optimizer)
     groups = math.ceil(train.steps / config.train.accumulate)  # the last one of an epoch may be smaller
     total = config.epochs * groups
     average = registry.build("averages", config.average)(learner.network, total)
@@ -98,8 +120,7 @@ def fit(
                     fabric.backward(loss / size)
                 running += loss.detach()
                 if place + 1 == size:
-                    if config.train.clip_norm:
-                        fabric.clip_gradients(module, optimizer, max_norm=config.train.clip_norm)
+                    clip(fabric, module, optimizer, config.train)
                     if _optimizer_step(optimizer, state.scaler):
                         average.update(learner.network, progress.updates)
                         progress.updates += 1  # a step that AMP skipped does not move the schedule

@@ -83,8 +83,7 @@ class Trial:
             loss = bench.module(batch.to(self.device), generator)
             bench.fabric.backward(loss / size)
             total += loss.detach()
-        if self.config.train.clip_norm:
-            bench.fabric.clip_gradients(bench.module, bench.optimizer, max_norm=self.config.train.clip_norm)
+        engine.clip(bench.fabric, bench.module, bench.optimizer, self.config.train)
         engine._optimizer_step(bench.optimizer, scaler)
         return total / size
 

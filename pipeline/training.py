@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import engine, evaluate, extra, hardware, infer, learner, network, registry, stores
+from pipeline import console, engine, evaluate, extra, hardware, infer, learner, network, registry, stores
 from pipeline.artefacts import Predictions, shown
 from pipeline.config import root
 from pipeline.data import Joined, Loader, Table, draw
@@ -40,6 +40,9 @@ def train_member(run: Run, held_out: tuple[int, ...]) -> dict[str, Any]:
     student = learner.Learner(fresh_network(run, task, held_out), config, task.learns, counts_of(table, task))
     loader = Loader(Joined(pictures), table, config)
     validate = _validation(run, task, held_out, images.train) if len(held_out) == 1 else None
+    if config.train.scale_lr != "none":
+        images = config.batch_size * config.train.accumulate
+        console.say(f"  lr={config.lr:g} becomes {engine.peak(config):.3g} for steps of {images} images")
     progress = engine.fit(fabric, student, loader, config, run.member(held_out), validate)
     return {
         "rows": len(table),

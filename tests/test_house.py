@@ -32,7 +32,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["extra"],
     ["runs", "stores", "data", "network", "journal"],
     ["learner", "infer"],
-    ["checkpoint", "embed"],
+    ["checkpoint", "embed", "objective"],
     ["engine", "prediction"],
     ["training"],
     ["checks"],

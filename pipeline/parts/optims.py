@@ -313,6 +313,24 @@ def lookahead(parameters: Parameters, lr: float, *, inner: str = "adam()", k: in
     return Lookahead(registry.build("optims", inner)(parameters, lr), k, alpha)
 
 
+@part(
+    source="Foret et al. 2021, eq. 2–4; adaptive: Kwon et al. 2021 (ASAM), eq. 7–8",
+    allowed={"rho": (0, None)},
+    calls={"inner": "optims"},
+    sharpness=True,
+)
+def sam(
+    parameters: Parameters, lr: float, *, inner: str = "adam()", rho: float = 0.05, adaptive: bool = False
+) -> Optimizer:
+    """Sharpness-aware minimisation: each gradient is taken where the loss near the weights is highest; twice the time.
+
+    inner: the call-string of the optimizer that makes the steps, such as 'sgd(weight_decay=5e-4)'. rho: how far the
+    place is. adaptive: measured by the weights' own sizes (ASAM), whose rho is about ten times larger. What the fact
+    ``sharpness`` asks for, two passes a batch, ``objective.SharpnessAware`` does.
+    """
+    return registry.build("optims", inner)(parameters, lr)
+
+
 class ScheduleFree(Optimizer):
     """AdamW at the point between its weights z and their mean x; see schedule_free."""
 
