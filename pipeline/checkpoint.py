@@ -79,17 +79,26 @@ class State:
         return progress
 
     def save_weights(self, path: Path, progress: Progress) -> None:
-        """Write the (averaged) network with its blueprint, for prediction."""
-        network = self.learner.network
-        with averaged(network, self.average):
-            content = {
-                "network": network.state_dict(),
-                "blueprint": network.blueprint.facts(),
-                "epoch": progress.epoch,
-                "updates": progress.updates,
-            }
-            with atomic(path) as handle:
-                torch.save(content, handle)
+        """Write the (averaged) network, or the several that predict together, with its blueprint, for prediction."""
+        first, *others = [_copied(network) for network in predicting(self.learner.network, self.average)]
+        content = {
+            "network": first,
+            "blueprint": self.learner.network.blueprint.facts(),
+            "epoch": progress.epoch,
+            "updates": progress.updates,
+        }
+        write_weights(path, content, others)
+
+
+def write_weights(path: Path, content: dict[str, Any], others: list[dict[str, torch.Tensor]]) -> None:
+    """Write a ``best.ckpt``; others: the weights of the networks that predict beside the content's own."""
+    with atomic(path) as handle:
+        torch.save({**content, "others": others} if others else content, handle)
+
+
+def networks(content: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
+    """The weights of each network of a ``best.ckpt``, whose predictions are averaged."""
+    return [content["network"], *content.get("others", [])]
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -109,13 +118,27 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def _copied(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().to("cpu", copy=True) for name, value in network.state_dict().items()}
+
+
+def predicting(network: nn.Module, average: Any) -> Iterator[nn.Module]:
+    """The networks that predict together, one after the other in the place of the network; see ``averaged``."""
+    for number in range(average.count):
+        with averaged(network, average, number) as one:
+            yield one
+
+
 @contextlib.contextmanager
-def averaged(network: nn.Module, average: Any) -> Iterator[nn.Module]:
-    """The network in eval mode with its averaged weights; training weights come back afterwards."""
+def averaged(network: nn.Module, average: Any, number: int = 0) -> Iterator[nn.Module]:
+    """The network in eval mode with its averaged weights; training weights come back afterwards.
+
+    number: which of the average's networks, where several predict together.
+    """
     kept = {name: value.clone() for name, value in network.state_dict().items()} if average.state_dict() else None
     was_training = network.training
     if kept is not None:
-        average.apply_to(network)
+        average.apply_to(network, number)
     network.eval()
     try:
         yield network

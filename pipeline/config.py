@@ -540,6 +540,7 @@ def check(config: Config) -> None:
     _check_pair(config)
     _check_preprocess(config.data)
     _check_checkpointing(config)
+    _check_own_fold(config)
     backbone_names.check(config.backbone)
     if config.stage != "new":  # what it writes is checked when it is whole
         tasks.check(config)
@@ -557,6 +558,35 @@ def _check_pair(config: Config) -> None:
         raise UserError(f"optim={config.optim} needs its own average; add average={needed}()")
     if average in serves and not needed:
         raise UserError(f"average={config.average} serves optim={serves[average]}() alone; choose another average")
+    if registry.facts("averages", config.average).get("cycles"):
+        chosen, call = registry.bind("schedules", config.schedule)
+        if (chosen.arguments | call.arguments).get("cycles", 1) < 2:
+            raise UserError(
+                f"average={config.average} needs several cycles of the learning rate, but schedule={config.schedule} "
+                "has one; take schedule=multicycle_cosine(cycles=5)"
+            )
+
+
+def followers(config: Config) -> list[str]:
+    """The parts that follow the scores of the member's own fold while it trains, as the user wrote them."""
+    calls = {"schedule": config.schedule, "finetune": config.finetune, "average": config.average}
+    return [f"{key}={call}" for key, call in calls.items() if registry.facts(f"{key}s", call).get("own_fold")]
+
+
+def own_fold(config: Config) -> list[str]:
+    """All settings by which a member is selected on its own fold, whose OOF that flatters (law 2)."""
+    selected = ["select=best"] if config.select == "best" else []
+    stopped = [f"train.patience={config.train.patience}"] if config.train.patience else []
+    return [*selected, *stopped, *followers(config)]
+
+
+def _check_own_fold(config: Config) -> None:
+    """A training on everything has no fold of its own to follow."""
+    if config.fold == ["full"] and followers(config):
+        raise UserError(
+            f"fold=full trains on everything, but {' and '.join(followers(config))} follows the scores of the member's "
+            "own fold, of which there is none; take one that does not, under another name, run=NAME"
+        )
 
 
 def _check_preprocess(data: Data) -> None:

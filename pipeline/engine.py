@@ -11,7 +11,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,20 +22,22 @@ from torch import nn
 
 from pipeline import console, objective, registry
 from pipeline.artefacts import shown
-from pipeline.checkpoint import Progress, State, averaged, epoch_weights
+from pipeline.checkpoint import Progress, State, averaged, epoch_weights, predicting
 from pipeline.config import Config, Train
+from pipeline.course import Course
 from pipeline.data import Loader, draw
 from pipeline.errors import UserError
 from pipeline.hardware import Hardware
 from pipeline.journal import Journal
 from pipeline.learner import Learner
+from pipeline.parts import schedules
 
 STATISTICS_BATCHES = 64  # from so many batches BatchNorm's statistics are recomputed, where an average asks for it
 CHECK_STEPS = 50  # steps between two looks at the loss for NaN; a look waits for the device
 
 
-Validate = Callable[[nn.Module], tuple[float, dict[str, float]]]
-"""The network in eval mode → (score, higher is better; what the log shows)."""
+Validate = Callable[[Iterable[nn.Module]], tuple[float, dict[str, float]]]
+"""The networks that predict together, each in eval mode → (score, higher is better; what the log shows)."""
 
 
 def make_fabric(hardware: Hardware) -> Fabric:
@@ -78,6 +80,13 @@ def clip(fabric: Fabric, module: Any, optimizer: Any, train: Train) -> None:
         fabric.clip_gradients(module, optimizer, max_norm=train.clip_norm)
 
 
+def make_average(network: nn.Module, config: Config, total: int) -> Any:
+    """The average over so many optimizer steps, told where the schedule's cycles end if it asks for that."""
+    asks = registry.facts("averages", config.average).get("cycles")
+    ends = [schedules.cycle_ends(config.schedule, total)] if asks else []
+    return registry.build("averages", config.average)(network, total, *ends)
+
+
 def fit(
     fabric: Fabric, learner: Learner, train: Loader, config: Config, folder: Path, validate: Validate | None
 ) -> Progress:
@@ -87,12 +96,12 @@ def fit(
     is not finite, KeyboardInterrupt after saving when asked to stop.
     """
     optimizer = make_optimizer(learner, config)
-    schedule = registry.build("schedules", config.schedule)
     module = objective.prepare(learner.to(memory_format=torch.channels_last), config, fabric.world_size)
     module, optimizer = fabric.setup(module, optimizer)
     groups = math.ceil(train.steps / config.train.accumulate)  # the last one of an epoch may be smaller
     total = config.epochs * groups
-    average = registry.build("averages", config.average)(learner.network, total)
+    course = Course(config, learner.network, total)
+    average = make_average(learner.network, config, total)
     for options in optimizer.param_groups:
         options["initial_lr"] = options["lr"]
     state = State(learner, optimizer, average, getattr(fabric.strategy.precision, "scaler", None), folder)
@@ -104,13 +113,14 @@ def fit(
         advance(progress.epoch * train.steps + progress.step)
         while progress.epoch < config.epochs and not _out_of_patience(progress, config):
             began, first = time.perf_counter(), progress.step
+            course.begin(progress.history)
             module.train()
             running = torch.tensor(progress.loss, device=fabric.device)
             for batch in train.epoch(progress.epoch, progress.step):
                 group, place = divmod(progress.step, config.train.accumulate)
                 size = min(config.train.accumulate, train.steps - group * config.train.accumulate)
-                factor = schedule(min(progress.updates, total - 1), total)
                 if place == 0:
+                    factor = course.factor(progress.updates, progress.history)
                     for options in optimizer.param_groups:
                         options["lr"] = options["initial_lr"] * factor
                     optimizer.zero_grad(set_to_none=True)
@@ -228,8 +238,7 @@ def _end_epoch(progress: Progress, state: State, config: Config, validate: Valid
     """Validate, keep the weights if they are the best so far, and move on to the next epoch."""
     row = {"epoch": progress.epoch + 1, "loss": progress.loss / max(1, progress.step)}
     if validate is not None:
-        with averaged(state.learner.network, state.average) as network:
-            score, shown_values = validate(network)
+        score, shown_values = validate(predicting(state.learner.network, state.average))
         row |= shown_values
         if score > progress.best:
             progress.best, progress.best_epoch = score, progress.epoch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -56,6 +56,16 @@ def predict(
     if not found:
         return np.zeros((len(views), 0, len(task.columns)), dtype=np.float32)
     return torch.cat(found, dim=1).float().cpu().numpy()
+
+
+def mean(predictions: Iterable[np.ndarray]) -> np.ndarray:
+    """The mean of several networks' predictions of the same rows; one comes back untouched."""
+    total, count = None, 0
+    for values in predictions:
+        total, count = values if total is None else total + values, count + 1
+    if total is None:
+        raise ValueError("there are no predictions to average")
+    return total if count == 1 else (total / count).astype(total.dtype)
 
 
 def _batches(store: Store, rows: np.ndarray, batch: int) -> Iterator[torch.Tensor]:

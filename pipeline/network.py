@@ -79,6 +79,14 @@ class Network(nn.Module):
             self.pool.features, blueprint.outputs or len(blueprint.columns)
         )
 
+    def train(self, mode: bool = True) -> Network:
+        """As torch's, but a BatchNorm whose weights are frozen keeps its statistics, which belong to them."""
+        super().train(mode)
+        for layer in self.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.weight is not None:
+                layer.train(mode and layer.weight.requires_grad)
+        return self
+
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised floats, where mixes of a batch act."""
         return self.normalise(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,18 +12,27 @@ from pipeline import registry
 from pipeline.artefacts import atomic
 
 PAGE, TEXT, FAINT, LINE, MARK = "#ffffff", "#1f2328", "#d0d7de", "#2a7de1", "#c2410c"
+EXAMPLE = [round(0.97 - 0.5 * math.exp(-epoch / 4), 2) for epoch in range(40)]  # scores that rise and level out
 
 
 def schedule(call: str, path: Path, steps: int = 1000) -> Path:
     """Draw a schedule's factor over a training of so many steps to a PNG, 800 × 400 pixels; returns its path.
 
-    call: a call-string, such as 'cosine(warmup=0.1)'. Raises UserError for a wrong one.
+    call: a call-string, such as 'cosine(warmup=0.1)'. Raises UserError for a wrong one. A schedule that follows scores
+    is drawn for those of an example, which stand beside it.
     """
     from matplotlib.ticker import PercentFormatter
 
     factor = registry.build("schedules", call)
-    factors = [factor(step, steps) for step in range(steps)]
     figure, axes = _sheet(call, "share of the training", "factor on the learning rate")
+    if registry.facts("schedules", call).get("own_fold"):
+        ended = [step * len(EXAMPLE) // steps for step in range(steps)]
+        factors = [factor(step, steps, EXAMPLE[:epochs]) for step, epochs in enumerate(ended)]
+        places = [(epoch + 1) / len(EXAMPLE) for epoch in range(len(EXAMPLE))]
+        axes.plot(places, EXAMPLE, color=MARK, lw=0, marker=".", label="the scores of an example, an epoch a point")
+        axes.legend(loc="lower left", frameon=False, labelcolor=TEXT)
+    else:
+        factors = [factor(step, steps) for step in range(steps)]
     axes.plot([step / steps for step in range(steps)], factors, color=LINE, lw=1.8, solid_joinstyle="round")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.05)

@@ -21,7 +21,7 @@ from pipeline.tasks import Task
 
 
 class Member:
-    """A trained member, ready to predict.
+    """A trained member, ready to predict: one network, or several whose predictions are averaged.
 
     config: views, scales and merge are read from it; size, channels, preprocessing and normalisation come from the
     checkpoint (law 4).
@@ -36,7 +36,8 @@ class Member:
             )
         hardware.start(machine)
         plan = network.Blueprint(**content["blueprint"])
-        self.network = infer.ready(network.from_checkpoint(content), machine)
+        states = checkpoint.networks(content)
+        self.networks = [infer.ready(network.from_checkpoint({**content, "network": s}), machine) for s in states]
         read = replace(config.data, channels=plan.channels, resize=plan.resize, preprocess=plan.preprocess)
         self.config = replace(config, image_size=plan.image_size, data=read)
         self.competition, self.task = competition, task
@@ -66,11 +67,11 @@ class Member:
             batch = infer.batch_size(self.config.predict_batch, size)
             images = store(self.config, self.competition, size)
             try:
-                found.append(infer.predict(self.network, self.task, images, rows, self.views, batch))
+                alone = (infer.predict(one, self.task, images, rows, self.views, batch) for one in self.networks)
+                found.append(infer.mean(alone))
             except (AssertionError, RuntimeError) as fault:
                 if scale == 1.0:
                     raise
-                raise UserError(
-                    f"scales={scale:g}: {self.network.blueprint.backbone} takes no {size} px ({fault}); use scales=1"
-                ) from fault
+                backbone = self.networks[0].blueprint.backbone
+                raise UserError(f"scales={scale:g}: {backbone} takes no {size} px ({fault}); use scales=1") from fault
         return np.concatenate(found)

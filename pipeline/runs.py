@@ -14,7 +14,7 @@ import numpy as np
 from pipeline import artefacts
 from pipeline.artefacts import Predictions, shown
 from pipeline.competition import Competition, load
-from pipeline.config import Config, keys, replace, root, scoped
+from pipeline.config import Config, keys, own_fold, replace, root, scoped
 from pipeline.errors import UserError, some
 from pipeline.folds import asked_folds, learns_from, read_folds
 from pipeline.tasks import Task
@@ -89,9 +89,9 @@ class Run:
         return dict(read_yaml(self.file.relative_to(root()))) if self.file.is_file() else {}
 
     def settings(self) -> dict[str, Any]:
-        """What defines the run; the metric only where it chooses the epoch."""
+        """What defines the run; the metric only where it chooses something."""
         settings = scoped(self.config, "run")
-        if self.config.select == "last" and not self.config.train.patience:
+        if self.config.select == "last" and not own_fold(self.config):
             del settings["metric"]
         return settings
 
@@ -169,6 +169,12 @@ class Run:
             raise UserError(f"the run {self.name} does not exist; train it first: {self.command('train')}")
         known = {key.replace(".", "__"): value for key, value in stored["settings"].items() if key in keys()}
         return replace(self.config, run=self.name, **known)
+
+    @property
+    def selected(self) -> str:
+        """What was selected on each member's own fold, whose OOF that flatters, or an empty text (law 2)."""
+        found = own_fold(self.as_trained()) if self.stored() else []
+        return f"selected on its own fold: {' '.join(found)}" if found else ""
 
     def command(self, stage: str) -> str:
         """What a message says to run a stage on this run."""

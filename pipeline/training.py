@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def _member_key(held_out: tuple[int, ...]) -> str:
 
 
 def _validation(run: Run, task: Task, held_out: tuple[int, ...], images: Any) -> engine.Validate:
-    """Scores a network on the member's own fold, in the training format."""
+    """Scores the networks that predict together on the member's own fold, in the training format."""
     config = run.config
     rows = np.flatnonzero(np.isin(run.folds, held_out))
     truth = task.targets(run.competition.targets)[rows]
@@ -193,8 +194,8 @@ def _validation(run: Run, task: Task, held_out: tuple[int, ...], images: Any) ->
     view = views.expand(["identity()"])
     batch = infer.batch_size(config.predict_batch, config.image_size)
 
-    def validate(model: Any) -> tuple[float, dict[str, float]]:
-        values = infer.predict(model, task, images, rows, view, batch, "validate")[0]
+    def validate(models: Iterable[Any]) -> tuple[float, dict[str, float]]:
+        values = infer.mean(infer.predict(model, task, images, rows, view, batch, "validate")[0] for model in models)
         score = metric(truth, values)
         return (score if metric.greater else -score), {"score": score}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.checkpoint import averaged
+from pipeline.checkpoint import averaged, predicting
 from pipeline.errors import UserError
-from pipeline.parts.averages import ema, none, polyak, recompute_statistics, swa
+from pipeline.parts.averages import ema, none, polyak, recompute_statistics, snapshots, swa
 
 
 def model() -> nn.Module:
@@ -215,3 +215,45 @@ def test_swa_keeps_the_statistics_that_it_finished_with() -> None:
         seen = predicting[0](images[0])
         torch.testing.assert_close(predicting[1].running_mean, seen.mean(dim=0))
     assert not torch.equal(finished["1.running_mean"], own["1.running_mean"])
+
+
+# --- snapshots ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("newest", "places"), [(0, [8, 5, 2]), (2, [8, 5])])
+def test_snapshots_are_the_networks_at_the_ends_of_cycles(newest: int, places: list[int]) -> None:
+    network = model()
+    ensemble = snapshots(network, 9, [2, 5, 8], newest=newest)
+    counts, seen = [], []
+    for step in range(9):
+        wander(network, step)
+        ensemble.update(network, step)
+        seen.append({name: value.clone() for name, value in network.state_dict().items()})
+        counts.append(ensemble.count)
+    most = newest or 3
+    assert counts == [min(count, most) for count in (1, 1, 1, 2, 2, 2, 3, 3, 3)], "the cycle under way counts too"
+    found = [{k: v.clone() for k, v in one.state_dict().items()} for one in predicting(network, ensemble)]
+    for one, place in zip(found, places, strict=True):
+        assert all(torch.equal(one[name], seen[place][name]) for name in one)
+    assert all(torch.equal(value, seen[8][name]) for name, value in network.state_dict().items()), "it comes back"
+
+
+def test_a_cycle_under_way_speaks_through_the_network_itself() -> None:
+    """So too at the end, where steps that AMP skipped keep the last cycle from its end."""
+    network = model()
+    ensemble = snapshots(network, 6, [2, 5])
+    for step in range(5):
+        wander(network, step)
+        ensemble.update(network, step)
+    own = {name: value.clone() for name, value in network.state_dict().items()}
+    now, before = ({k: v.clone() for k, v in one.state_dict().items()} for one in predicting(network, ensemble))
+    assert all(torch.equal(now[name], own[name]) for name in own)
+    assert not torch.equal(before["0.weight"], own["0.weight"])
+
+
+def test_frozen_batchnorms_are_not_recomputed() -> None:
+    network = model()
+    network[1].weight.requires_grad_(False)
+    before = network[1].running_mean.clone()
+    recompute_statistics(network, [torch.randn(8, 3)])
+    assert torch.equal(network[1].running_mean, before)

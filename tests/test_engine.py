@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -237,9 +238,10 @@ class Judge:
     def __init__(self, *scores: float) -> None:
         self.scores, self.seen = list(scores), []
 
-    def __call__(self, network: nn.Module) -> tuple[float, dict[str, float]]:
-        assert not network.training
-        self.seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+    def __call__(self, networks: Iterable[nn.Module]) -> tuple[float, dict[str, float]]:
+        for network in networks:
+            assert not network.training
+            self.seen.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
         score = self.scores[len(self.seen) - 1]
         return score, {"score": score}
 
@@ -254,6 +256,66 @@ def test_best_ckpt_holds_the_selected_epoch(bench, average, select, epoch):
     assert not small.same(content["network"], judge.seen[0])
     assert progress.best_epoch + 1 == 2
     assert small.same(network.state_dict(), judge.seen[3]) == (average == "none()"), "training goes on unaveraged"
+
+
+def test_snapshots_judge_predict_and_are_kept_together(bench):
+    """Five steps an epoch, two cycles of five: one snapshot an epoch."""
+    judge = Judge(0.1, 0.2, 0.3)  # of one network, then of two
+    bench.fit(validate=judge, schedule="multicycle_cosine(cycles=2)", average="snapshots()", lr=0.5)
+    content = load_checkpoint(bench.folder / "run/best.ckpt")
+    kept = [content["network"], *content["others"]]
+    assert all(small.same(one, seen) for one, seen in zip(kept, judge.seen[1:], strict=True))
+    assert small.same(kept[1], judge.seen[0])
+
+
+def test_the_learning_rate_follows_the_scores(bench):
+    judge = Judge(0.5, 0.4, 0.6, 0.6)
+    given = {"schedule": "reduce_on_plateau(patience=0, factor=0.5)", "epochs": 4, "train__accumulate": 2}
+    _, progress = bench.fit(validate=judge, **given)
+    assert [row["lr"] for row in progress.history] == [0.1, 0.1, 0.05, 0.05]
+
+
+def test_predictions_of_snapshots_are_their_mean(project):
+    small.write(project.root)
+    words = ("epochs=2", "schedule=multicycle_cosine(cycles=2)", "average=snapshots()", "lr=0.05")
+    assert project.run("stage=train", "fold=0", *words).code == project.run("stage=predict", "fold=0").code == 0
+    together = oof(project.root, "tiny", 0)
+    path = project.root / "runs/noise/tiny/fold0/best.ckpt"
+    content, alone = load_checkpoint(path), []
+    for one in (content["network"], *content.pop("others")):
+        torch.save({**content, "network": one}, path)
+        (path.parent / "predict.json").unlink()
+        assert project.run("stage=predict", "fold=0").code == 0
+        alone.append(oof(project.root, "tiny", 0))
+    assert len(alone) == 2
+    assert not np.allclose(*alone, atol=1e-4)
+    assert np.allclose(together, np.mean(alone, axis=0), atol=1e-6)
+
+
+FOLLOWING = ("schedule=reduce_on_plateau()", "finetune=head_until_still()", "schedule=halve_at(levels=[0.5])")
+
+
+@pytest.mark.parametrize("setting", FOLLOWING)
+def test_what_follows_the_own_fold_is_marked_and_has_none_in_fold_full(project, setting):
+    small.write(project.root)
+    stopped = project.run("stage=train", "fold=full", setting)
+    assert stopped.code == 2
+    assert f"{setting} follows the scores of the member's own fold, of which there is none" in stopped.err
+    assert not (project.root / "runs/noise").exists()
+    assert f"(selected on its own fold: {setting})" in project.run("stage=train", "epochs=1", setting).out
+    assert f"selected on its own fold: {setting}" in project.run("stage=predict").out
+    other = project.run("stage=train", setting, "epochs=1", "metric=log_loss()")
+    assert other.code == 2, "the metric defines a run that follows it"
+    assert "metric" in other.err
+
+
+def test_snapshots_need_cycles(project):
+    small.write(project.root)
+    for schedule in ("cosine()", "reduce_on_plateau()", "multicycle_cosine(cycles=1)"):
+        stopped = project.run("stage=train", "average=snapshots()", f"schedule={schedule}")
+        assert stopped.code == 2
+        assert "needs several cycles of the learning rate" in stopped.err
+    assert small.config(average="snapshots()", schedule="cosine_restarts()")
 
 
 def test_scores_of_an_error_are_turned_by_the_caller(bench):

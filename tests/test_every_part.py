@@ -17,6 +17,7 @@ NEEDED = {  # arguments without a default, and partners
     "weighted_cross_entropy": ("loss=weighted_cross_entropy(weights=[1,2,3])",),
     "total": ("loss=total(losses=['cross_entropy()','focal()'],weights=[1,0.5])",),
     "schedule_free": ("optim=schedule_free()", "average=schedule_free()"),
+    "snapshots": ("average=snapshots()", "schedule=multicycle_cosine()"),
     "ibn": ("norm=ibn()", "backbone=resnet18", "image_size=64"),
     "small": ("stem=small()", "backbone=resnet18"),
     "instance": ("norm=instance()", "image_size=64"),

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from pipeline import network, registry
-from pipeline.config import compose
+from pipeline.config import compose, replace
+from pipeline.course import Course
 from pipeline.errors import UserError
 from pipeline.parts import finetunes
 
@@ -87,3 +88,66 @@ def test_frozen_weights_stay_and_groups_follow_the_schedule(project) -> None:
     rates = [group["initial_lr"] for group in last["optimizer"]["param_groups"]]
     assert rates == sorted(rates)
     assert len(set(rates)) > 3
+
+
+# --- the head first -------------------------------------------------------------------------------------------------
+
+
+def begun(call: str, *histories: list[float], metric: str = "accuracy()") -> list[bool]:
+    """Whether the backbone learns in the epoch behind each of these series of scores."""
+    config = replace(compose({}), finetune=call, metric=metric)
+    built = net()
+    course = Course(config, built, 10)
+    found = []
+    for scores in histories:
+        course.begin([{"score": score} for score in scores])
+        built.train()
+        learns = {parameter.requires_grad for parameter in built.backbone.parameters()}
+        norms = {layer.training for layer in built.backbone.modules() if isinstance(layer, nn.BatchNorm2d)}
+        assert learns == norms, "a frozen BatchNorm keeps its statistics"
+        assert all(parameter.requires_grad for parameter in built.head.parameters())
+        found.append(learns.pop())
+    return found
+
+
+def test_the_head_learns_alone_for_so_many_epochs() -> None:
+    assert begun("head_first(epochs=2)", [], [0.1], [0.1, 0.2], [0.1, 0.2, 0.3]) == [False, False, True, True]
+
+
+def test_the_head_learns_alone_until_it_stops_gaining() -> None:
+    series = [[0.1, 0.3, 0.3, 0.9, 0.95][:seen] for seen in range(6)]
+    assert begun("head_until_still()", *series) == [False, False, False, True, True, True], "once thawed, for good"
+    assert begun("head_until_still(patience=2)", *series) == [False] * 5 + [True]
+    assert begun("head_until_still(patience=2, most=4)", *series) == [False] * 4 + [True] * 2
+    errors = [[0.9, 0.7, 0.8][:seen] for seen in range(4)]
+    assert begun("head_until_still()", *errors, metric="log_loss()") == [False] * 3 + [True]
+
+
+def test_the_thawed_backbone_can_be_slower() -> None:
+    for call in ("head_first(factor=10)", "head_until_still(factor=10)"):
+        assert [group["lr"] for group in groups(call)[1]] == [0.1, 1.0]
+
+
+def test_a_frozen_backbone_stays_to_the_last_bit_and_then_learns(project) -> None:
+    small_tasks.write(project.root, "multiclass()")
+    for run, epochs in {"frozen": 9, "thawed": 1}.items():
+        words = ("stage=train", "fold=0", f"run={run}", "epochs=2", "average=swa()")
+        assert project.run(*words, f"finetune=head_first(epochs={epochs})").code == 0
+    fresh, frozen, thawed = (backbone_of(project, run) for run in ("", "frozen", "thawed"))
+    assert all(torch.equal(fresh[name], frozen[name]) for name in fresh), "the statistics of BatchNorm, too"
+    assert not any(torch.equal(fresh[name], thawed[name]) for name in fresh if name.endswith("weight"))
+
+
+def backbone_of(project, run: str) -> dict[str, torch.Tensor]:
+    """The backbone's weights and statistics as they begin, or after a run."""
+    from pipeline.checkpoint import load_checkpoint
+    from pipeline.runs import Run
+    from pipeline.tasks import task_for
+    from pipeline.training import fresh_network
+
+    trained = Run(compose({"competition": "drawn"}), run or "frozen")
+    if run:
+        found = load_checkpoint(trained.member((0,)) / "best.ckpt")["network"]
+    else:
+        found = fresh_network(trained, task_for(trained.config, trained.competition), (0,)).state_dict()
+    return {name: value for name, value in found.items() if name.startswith("backbone.")}

@@ -24,7 +24,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["backbone_names", "symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
     ["config", "nested"],
     ["artefacts", "hardware"],
-    ["files", "plots", "advice"],
+    ["files", "plots", "advice", "course"],
     ["images", "tables"],
     ["masks"],
     ["competition", "submission"],

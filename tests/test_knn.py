@@ -111,7 +111,7 @@ def test_neighbours_are_rows_that_the_member_may_learn_from(trained):
     run, task = Run(Run(trained, "tiny").as_trained(), "tiny"), task_for(trained, load(trained))
     member = Member(run.member((0,)), run.config, run.competition, task, Hardware(**run.stored()["hardware"]))
     store = stores.train_store(member.config, run.competition, 8)
-    points = embed.embed(member.network, store, np.arange(32), 7)
+    points = embed.embed(member.networks[0], store, np.arange(32), 7)
     np.testing.assert_allclose(np.linalg.norm(points, axis=1), 1, atol=1e-5)
     own, others = np.flatnonzero(run.folds == 0), np.flatnonzero(run.folds == 1)
     labels = np.eye(3)[run.truth(task)]

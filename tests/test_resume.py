@@ -76,6 +76,29 @@ def test_killed_again_and_again_ends_with_the_same_weights(root, project):
         assert log(root, "killed", column) == log(root, "whole", column)
 
 
+FOLLOWING = {  # what has a course of its own over the epochs
+    "scores": ("schedule=reduce_on_plateau(patience=0,factor=0.5)", "finetune=head_until_still(most=2)"),
+    "cycles": ("schedule=multicycle_cosine(cycles=3)", "average=snapshots()"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOLLOWING)
+def test_killed_on_its_course_ends_with_the_same_weights(root, project, kind):
+    words = ("stage=train", "fold=0", "batch_size=4", "epochs=4", "train.checkpoint_seconds=0", *FOLLOWING[kind])
+    assert project.run(*words, "run=whole").code == 0
+    for passes in (7, 5):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            kill_after(patch, passes)
+            project.run(*words, "run=killed")
+    assert "going on from" in project.run(*words, "run=killed").out
+    paths = (root / f"runs/noise/{run}/fold0/best.ckpt" for run in ("whole", "killed"))
+    one, other = (torch.load(path, weights_only=True) for path in paths)
+    assert small.same(one["network"], other["network"])
+    assert len(one.get("others", [])) == len(other.get("others", [])) == (2 if kind == "cycles" else 0)
+    assert all(map(small.same, one.get("others", []), other.get("others", [])))
+    assert log(root, "killed", "lr") == log(root, "whole", "lr")
+
+
 def test_killed_after_the_last_step_only_finishes(root, project, monkeypatch):
     assert project.run(*EVERYTHING, "run=whole").code == 0
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 import subprocess
 import sys
@@ -221,7 +222,69 @@ def test_one_cycle_can_be_held_at_its_top() -> None:
     assert factors[49:] == pytest.approx([1e-4 + (1 - 1e-4) * (1 + math.cos(math.pi * k / 50)) / 2 for k in range(51)])
 
 
-@pytest.mark.parametrize("name", ["constant", "cosine", "ladder", "noisy_linear_cosine"])
+# --- schedules that follow the scores of the own fold ---------------------------------------------------------------
+
+
+def torch_plateau(scores: list[float], direction: int, cooldown: int = 0, **keywords: float) -> list[float]:
+    """The factor before the first epoch, and behind each."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = lr_scheduler.ReduceLROnPlateau(
+        optimizer, mode="max" if direction > 0 else "min", threshold_mode="abs", eps=0.0, cooldown=cooldown, **keywords
+    )
+    factors = [1.0]
+    for score in scores:
+        optimizer.step()
+        scheduler.step(score)
+        factors.append(optimizer.param_groups[0]["lr"])
+    return factors
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+@pytest.mark.parametrize(
+    ("patience", "factor", "gain", "cooldown", "floor"),
+    [(4, 0.1, 0.0, 0, 0.0), (0, 0.5, 0.05, 0, 0.01), (1, 0.3, 0.1, 2, 0.0), (2, 0.5, 0.0, 3, 0.2)],
+)
+def test_reduce_on_plateau_is_torchs(direction, patience, factor, gain, cooldown, floor) -> None:
+    draw = random.Random(patience)
+    scores = [direction * min(epoch / 10, 1.0) + draw.gauss(0, 0.2) for epoch in range(60)]
+    expected = torch_plateau(
+        scores, direction, cooldown, patience=patience, factor=factor, threshold=gain, min_lr=floor
+    )
+    given = {"patience": patience, "factor": factor, "gain": gain, "cooldown": cooldown, "floor": floor}
+    found = [schedules.reduce_on_plateau(0, 100, scores[:seen], direction, **given) for seen in range(len(scores) + 1)]
+    assert found == pytest.approx(expected)
+    assert len(set(found)) > 2, "the series must cut, or this test shows nothing"
+
+
+def test_reduce_on_plateau_by_hand() -> None:
+    """Patience 4: four epochs without gain are borne, the fifth cuts."""
+    scores = [0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.7]
+    assert [schedules.reduce_on_plateau(0, 9, scores[:seen]) for seen in range(9)] == [*[1.0] * 7, 0.1, 0.1]
+    assert schedules.reduce_on_plateau(0, 10, scores, warmup=0.2) == 0.5
+    assert schedules.reduce_on_plateau(0, 9, [0.5, *[math.nan] * 5]) == 0.1
+
+
+def test_halve_at_cuts_when_a_level_is_first_passed() -> None:
+    found = [schedules.halve_at(0, 9, [0.5, 0.85, 0.7, 0.95][:seen], levels=[0.8, 0.9]) for seen in range(5)]
+    assert found == [1.0, 1.0, 0.5, 0.5, 0.25]
+    errors = [schedules.halve_at(0, 9, [0.9, 0.4, 0.6, 0.1][:seen], -1, levels=[0.5], factor=0.3) for seen in range(5)]
+    assert errors == [1.0, 1.0, 0.3, 0.3, 0.3]
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(60, 0.0), (97, 0.1), (12, 0.25)])
+def test_cycle_ends_are_the_lowest_steps(total: int, warmup: float) -> None:
+    for call in ("multicycle_cosine(cycles=3", "cosine_restarts(cycles=2"):
+        call = f"{call}, warmup={warmup})"
+        curve = registry.build("schedules", call)
+        ends = schedules.cycle_ends(call, total)
+        assert len(ends) == registry.parse(call).arguments["cycles"]
+        assert ends[-1] == total - 1
+        for end in ends[:-1]:
+            assert curve(end, total) < 0.5 < curve(end + 1, total)
+    assert schedules.cycle_ends("cosine(warmup=0.1)", 50) == [49]
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "ladder", "reduce_on_plateau"])
 def test_schedule_is_drawn(name: str, tmp_path) -> None:
     part = registry.parts("schedules")[name]
     path = plots.schedule(part.signature, tmp_path / "curves" / f"{name}.png")

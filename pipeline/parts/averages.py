@@ -1,15 +1,18 @@
 """Averages of a model's weights over the optimizer steps.
 
 Form: a class with ``__init__(model, total, *, …)``, ``update(model, step)`` after each optimizer step (counted from 0),
-``apply_to(model)`` that copies the averaged weights into a model, ``finish(model, images)`` that recomputes what needs
-data, and ``state_dict``/``load_state_dict`` for exact resume, which hold tensors and plain Python only. total: the
-optimizer steps of the whole training. ``active`` says whether the average differs from the model at all. The model is
-the bare one, not a wrapper's.
+``apply_to(model, number)`` that copies the averaged weights into a model, ``finish(model, images)`` that recomputes
+what needs data, and ``state_dict``/``load_state_dict`` for exact resume, which hold tensors and plain Python only.
+total: the optimizer steps of the whole training. ``active`` says whether the average differs from the model at all.
+``count`` networks predict, and their predictions are averaged: one, but for an ensemble; number says which. The model
+is the bare one, not a wrapper's.
+
+One with the fact ``cycles`` gets a third value, the last step of each cycle of the schedule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +27,7 @@ class none:
     """No average: the model predicts with its last weights."""
 
     active = False
+    count = 1
 
     def __init__(self, model: nn.Module, total: int | None = None) -> None:
         pass
@@ -31,7 +35,7 @@ class none:
     def update(self, model: nn.Module, step: int) -> None:
         """Nothing to do."""
 
-    def apply_to(self, model: nn.Module) -> None:
+    def apply_to(self, model: nn.Module, number: int = 0) -> None:
         """Leaves the model as it is."""
 
     def finish(self, model: nn.Module, images: Iterable[Tensor]) -> None:
@@ -53,6 +57,7 @@ class Average:
     """
 
     active = True
+    count = 1
     recompute = False
 
     def __init__(self, model: nn.Module) -> None:
@@ -78,7 +83,7 @@ class Average:
         names = [name for name in self.weights if (name in self.learned) == learned]
         return [self.weights[name] for name in names], [now[name] for name in names]
 
-    def apply_to(self, model: nn.Module) -> None:
+    def apply_to(self, model: nn.Module, number: int = 0) -> None:
         """Copy the averaged parameters and the buffers into the model."""
         model.load_state_dict(self.weights)
 
@@ -198,15 +203,65 @@ class schedule_free(Average):
         return newest / (1 - self.beta + newest * self.beta)
 
 
+@part(source="Huang et al. 2017, sec. 3", cycles=True, allowed={"newest": (0, None)})
+class snapshots:
+    """Snapshot ensemble: the networks at the ends of the schedule's cycles predict together.
+
+    For a schedule of several cycles, such as multicycle_cosine(cycles=5). Within a cycle, the network as it is stands
+    for the one under way. newest: so many of the last ones predict; 0: all.
+    """
+
+    active = True
+
+    def __init__(
+        self, model: nn.Module, total: int | None = None, ends: Sequence[int] = (), *, newest: int = 0
+    ) -> None:
+        self.ends, self.newest = set(ends) or {(total or 1) - 1}, newest
+        self.taken: list[dict[str, Tensor]] = []  # the newest first
+        self.under_way = True
+
+    @property
+    def count(self) -> int:
+        """How many networks predict."""
+        there = len(self.taken) + self.under_way
+        return min(there, self.newest) if self.newest else there
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Keep the network after the last step of a cycle."""
+        self.under_way = step not in self.ends
+        if self.under_way:
+            return
+        self.taken.insert(0, {name: value.detach().clone() for name, value in model.state_dict().items()})
+        del self.taken[self.newest or len(self.taken) :]
+
+    def apply_to(self, model: nn.Module, number: int = 0) -> None:
+        """Copy the network of that number into the model, the newest first; one still under way is the model's own."""
+        place = number - self.under_way
+        if place >= 0:
+            model.load_state_dict(self.taken[place])
+
+    def finish(self, model: nn.Module, images: Iterable[Tensor]) -> None:
+        """Nothing to do: each network has the statistics of its own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The networks' weights, the newest first, and whether a cycle is under way."""
+        return {"taken": self.taken, "under_way": self.under_way}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from saved networks."""
+        self.taken, self.under_way = list(state["taken"]), state["under_way"]
+
+
 @torch.no_grad()
 def recompute_statistics(model: nn.Module, images: Iterable[Tensor]) -> None:
     """Set each BatchNorm's running statistics to their mean over these batches; all else stays in eval mode.
 
-    So dropout and the like draw nothing, and the statistics are those of the network that predicts. Frozen BatchNorms
-    of a class of their own, as timm's, are left alone. Raises ValueError if there is no batch.
+    So dropout and the like draw nothing, and the statistics are those of the network that predicts. BatchNorms whose
+    weights are frozen, or of a class of their own, as timm's, are left alone. Raises ValueError if there is no batch.
     """
     norms = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     norms = [layer for layer in norms if layer.track_running_stats]
+    norms = [layer for layer in norms if layer.weight is None or layer.weight.requires_grad]
     if not norms:
         return
     was_training = {module: module.training for module in model.modules()}

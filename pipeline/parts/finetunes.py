@@ -2,12 +2,18 @@
 
 Form: ``f(network, lr, *, …) -> list`` of parameter groups, dicts with "params" and "lr", over the parameters that
 learn; others are frozen in place. network: has ``backbone``, ``pool`` and ``head``. lr: the peak rate of the head's
-group or, where all learn alike, of every weight. BatchNorm's running statistics follow the images whatever is frozen;
-``norm=frozen()`` holds them too.
+group or, where all learn alike, of every weight. A BatchNorm that is frozen keeps its running statistics, too
+(``Network.train``); ``norm=frozen()`` holds them where its neighbours learn.
+
+The fact ``thaws=f(epochs, scores, direction, …) -> bool`` holds the backbone's weights back until it says so; it gets
+the epochs that have ended, their scores on the member's own fold in the metric's unit, and 1 where more is better, else
+-1. One that looks at the scores has the fact ``own_fold``, as a schedule has.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -66,6 +72,58 @@ def top(network: nn.Module, lr: float, *, share: float = 0.5) -> Groups:
         for parameter in block:
             parameter.requires_grad_(False)
     return _groups([(network.parameters(), lr)])
+
+
+def _thaws_after(ended: int, scores: Sequence[float], direction: int, epochs: int = 1, factor: float = 1.0) -> bool:
+    return ended >= epochs
+
+
+@part(
+    source="Kumar et al. 2022 (LP-FT)",
+    allowed={"epochs": (0, None), "factor": (1, None)},
+    thaws=_thaws_after,
+)
+def head_first(network: nn.Module, lr: float, *, epochs: int = 1, factor: float = 1.0) -> Groups:
+    """The backbone is frozen for some epochs, until the new head knows its features; then all learn.
+
+    epochs: so many. factor: how many times more slowly than the head the backbone learns then.
+    """
+    return head_faster(network, lr, factor=factor)
+
+
+def _thaws_when_still(
+    ended: int,
+    scores: Sequence[float],
+    direction: int,
+    patience: int = 1,
+    gain: float = 0.0,
+    most: int = 5,
+    factor: float = 1.0,
+) -> bool:
+    best, waited = -math.inf, 0
+    for score in scores[:most]:
+        gained = direction * score > best + gain
+        best, waited = (direction * score, 0) if gained else (best, waited + 1)
+        if waited >= patience:
+            return True
+    return ended >= most
+
+
+@part(
+    source="Kumar et al. 2022 (LP-FT), the first step to its end",
+    own_fold=True,
+    allowed={"patience": (1, None), "gain": (0, None), "most": (1, None), "factor": (1, None)},
+    thaws=_thaws_when_still,
+)
+def head_until_still(
+    network: nn.Module, lr: float, *, patience: int = 1, gain: float = 0.0, most: int = 5, factor: float = 1.0
+) -> Groups:
+    """The backbone is frozen until the score of the own fold stops gaining; then all learn.
+
+    patience: epochs without a gain. gain: the least that counts as one, in the metric's unit. most: epochs after which
+    all learn in any case. factor: how many times more slowly than the head the backbone learns then.
+    """
+    return head_faster(network, lr, factor=factor)
 
 
 def blocks_of(backbone: nn.Module) -> list[list[nn.Parameter]]:

@@ -5,14 +5,19 @@ Form: ``f(step, total, *, …) -> float`` ≥ 0 for step 0 … total - 1; a late
 ``warmup`` is a share of all steps, rounded to w steps: they get the factors 1/w, 2/w, … 1. ``hold`` is a share too,
 rounded to h steps, which get 1. The schedule itself runs over the total - w - h steps that follow. ``_after`` does this
 for all of them.
+
+One with the fact ``own_fold`` gets two values more, ``f(step, total, scores, direction, *, …)``: the scores of the
+epochs so far on the member's own fold, in the metric's unit, and 1 where more of it is better, else -1. It stays a
+function of them alone. The scores it follows were selected by (law 2), and a training on everything has none.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from pipeline import registry
 from pipeline.errors import UserError
 from pipeline.registry import part
 
@@ -288,6 +293,79 @@ def one_cycle(
         return 1.0
     top += held
     return end + (1 - end) * _fall((step - top) / (last - top) if last > top else 1.0)
+
+
+@part(
+    source="torch.optim.lr_scheduler.ReduceLROnPlateau, with an absolute threshold",
+    own_fold=True,
+    allowed={
+        "patience": (0, None), "factor": (0, 1), "gain": (0, None), "cooldown": (0, None), "floor": (0, 1),
+        "warmup": (0, 1),
+    },
+)  # fmt: skip
+def reduce_on_plateau(
+    step: int,
+    total: int,
+    scores: Sequence[float] = (),
+    direction: int = 1,
+    *,
+    patience: int = 4,
+    factor: float = 0.1,
+    gain: float = 0.0,
+    cooldown: int = 0,
+    floor: float = 0.0,
+    warmup: float = 0.0,
+) -> float:
+    """The learning rate cut where the score of the own fold stops gaining.
+
+    patience: epochs without a gain that are borne; the next one cuts. factor: what each cut multiplies by. gain: the
+    least that counts as one, in the metric's unit. cooldown: epochs behind a cut that are not counted. floor: the
+    factor below which no cut goes. warmup: share of the steps with a linear warm-up.
+    """
+    reached, best, bad, resting = 1.0, -math.inf, 0, 0
+    for score in scores:
+        gained = direction * score > best + gain
+        best, bad = (direction * score, 0) if gained else (best, bad + 1)
+        if resting:
+            resting, bad = resting - 1, 0
+        if bad > patience:
+            reached, bad, resting = max(reached * factor, floor), 0, cooldown
+    return _after(step, total, warmup, 0.0, lambda done, steps: reached)
+
+
+@part(
+    source="a common rule of thumb: the rate halved once the accuracy passes a level",
+    own_fold=True,
+    allowed={"factor": (0, 1), "warmup": (0, 1)},
+)
+def halve_at(
+    step: int,
+    total: int,
+    scores: Sequence[float] = (),
+    direction: int = 1,
+    *,
+    levels: tuple[float, ...] = (0.9,),
+    factor: float = 0.5,
+    warmup: float = 0.0,
+) -> float:
+    """The learning rate halved each time the score of the own fold first passes a level.
+
+    levels: in the metric's unit; an error passes them on its way down. factor: what each multiplies by. warmup: share
+    of the steps with a linear warm-up.
+    """
+    passed = sum(any(direction * score >= direction * level for score in scores) for level in levels)
+    return _after(step, total, warmup, 0.0, lambda done, steps: float(factor**passed))
+
+
+def cycle_ends(call: str, total: int) -> list[int]:
+    """The last step of each cycle of a schedule, counted from 0: where its factor turns up again, and the very last.
+
+    call: a call-string, such as 'multicycle_cosine(cycles=3)'. total: all steps.
+    """
+    curve = registry.build("schedules", call)
+    factors = [curve(step, total) for step in range(total)]
+    bounds = zip(factors, factors[1:], factors[2:], strict=False)
+    return [step for step, (before, here, after) in enumerate(bounds, 1) if before > here < after] + [total - 1]
 
 
 def _after(step: int, total: int, warmup: float, hold: float, curve: Curve) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline import artefacts, evaluate
 from pipeline.artefacts import Predictions, shown
-from pipeline.config import Config, replace, root, scoped
+from pipeline.config import Config, followers, replace, root, scoped
 from pipeline.console import Outcome, say
 from pipeline.errors import UserError
 from pipeline.runs import Run, predicted_runs
@@ -131,6 +131,12 @@ def from_pairs(teacher: Run, task: Task, fold: int) -> Predictions:
         raise UserError(
             f"distill.source=pair trains the teacher {teacher.name} anew without folds j and k, but it learned from "
             f"{labels}, made by members that saw one of them; name a run without such labels, distill.teacher=RUN"
+        )
+    if following := followers(teacher.as_trained()):
+        raise UserError(
+            f"distill.source=pair trains the teacher {teacher.name} anew without folds j and k, but "
+            f"{' '.join(following)} would follow the scores of a fold that it labels; name a run without "
+            "such, distill.teacher=RUN"
         )
     if teacher.count < 3:
         raise UserError("distill.source=pair leaves out two folds, but there are 2; deal folds.count=3 or more")

@@ -91,7 +91,8 @@ def _part(part: registry.Part) -> str:
     from pipeline.artefacts import shown
 
     path = plots.schedule(part.name, root() / "cache" / "schedules" / f"{part.name}.png")
-    return f"{page}\n\ncurve: {shown(path)}"
+    drawn = ", for the scores of an example, which it follows" if part.facts.get("own_fold") else ""
+    return f"{page}\n\ncurve{drawn}: {shown(path)}"
 
 
 def _key(name: str) -> str:

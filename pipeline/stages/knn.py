@@ -87,11 +87,11 @@ def answers(
     learned = run.learned(held_out)
     learned[train.broken] = False
     known = np.flatnonzero(learned)
-    points = embed(member.network, train, known, batch)
+    points = embed(member.networks[0], train, known, batch)
     labels = task.soft(task.taught(run.competition.targets)[known])
     found = []
     for store, wanted in ((train, rows), (test, np.arange(len(test)))):
-        near = nearest(points, embed(member.network, store, wanted, batch), settings.k, machine.device)
+        near = nearest(points, embed(member.networks[0], store, wanted, batch), settings.k, machine.device)
         found.append(shares(task.form, *near, labels, settings.temperature))
     return found[0], found[1]
 

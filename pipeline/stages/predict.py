@@ -79,14 +79,15 @@ def report(run: Run, task: Task, seconds: float, reused: bool) -> Outcome:
     metric = evaluate.metric(run.config.metric, task)
     truth, oof = run.truth(task), run.oof()
     score = evaluate.score_folds(metric, truth, oof.values, run.scored_folds)
-    say(f"{shown(run.folder)}: {run.config.metric} {score}")
+    say(f"{shown(run.folder)}: {run.config.metric} {score}" + (f" ({run.selected})" if run.selected else ""))
     if not reused:
         _say_gains(run, task, metric, truth, oof)
         _say_preprocessing(run, metric, truth, oof)
         if not task.agreement:  # else values alone tell no confidence
             _say_confidence(run, task, oof)
     views = len(run.config.views) * len(run.config.scales) > 1
-    note = f"{'+'.join(run.config.views)} × {run.config.scales}" if views else ""
+    seen = f"{'+'.join(run.config.views)} × {run.config.scales}" if views else ""
+    note = "; ".join(filter(None, [seen, run.selected]))
     return Outcome("predict", run.name, str(score), seconds=seconds, reused=reused, note=note)
 
 

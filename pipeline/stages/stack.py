@@ -341,7 +341,8 @@ def show(made: Level2, member: Run) -> None:
     console.say(f"stack: {table.metric.name} on {len(table.truth)} rows; runs, each row by one member")
     for index, name in enumerate(table.members):
         score = evaluate.score_folds(table.metric, table.truth, table.values[:, index], member.scored_folds)
-        console.say(f"    {name:<{width}}  {score}")
+        selected = Run(member.config, name).selected
+        console.say(f"    {name:<{width}}  {score}{f'  ({selected})' if selected else ''}")
     dealt = "the same folds" if member.count > 1 else f"{len(np.unique(table.folds))} random parts of the only fold"
     console.say(f"  level 2, nested CV on {dealt}; paired gain over {table.members[table.best]}")
     show_candidates(made.candidates, made.chosen, width)

@@ -11,7 +11,7 @@ from pipeline import advice, artefacts, evaluate
 from pipeline.artefacts import shown
 from pipeline.backbone_names import is_coarse_from_scratch
 from pipeline.competition import load
-from pipeline.config import Config
+from pipeline.config import Config, followers
 from pipeline.console import Outcome, say
 from pipeline.errors import UserError
 from pipeline.folds import ensure_folds
@@ -109,6 +109,8 @@ def outcome(run: Run, seconds: float, reused: bool) -> Outcome:
     note = {"last": "", "best": OWN_FOLD, "common": "one epoch for all folds"}[config.select]
     if config.train.patience:
         note = f"{note or 'last epoch'}, stopped early on its own fold"
+    if following := followers(config):
+        note = "; ".join(filter(None, [note, f"{OWN_FOLD}: {' '.join(following)}"]))
     folds = "all folds" if len(final) == run.count else f"fold {','.join(map(str, asked))}"
     say(f"{shown(run.folder)}: {config.metric} {np.mean(final):.4f}{error} on {folds}" + (f" ({note})" if note else ""))
     score = f"{np.mean(final):.4f}{error}"
