@@ -19,7 +19,7 @@ SOURCE = small_training.SOURCE / "pipeline"
 FLOORS = [  # a module imports from floors above it in this list alone, at the top or within a function
     ["errors", "console", "environment", "torchvision_fix", "forms", "rle"],
     ["registry", "archives", "patterns", "pictures"],
-    ["stacking", "policies", "surgery"],
+    ["stacking", "policies", "surgery", "segmenters"],
     ["fitting"],
     ["backbone_names", "symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
     ["config", "nested"],
@@ -30,6 +30,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["competition", "submission"],
     ["folds", "features", "doctor", "doctor.*", "discover", "discover.*"],
     ["extra"],
+    ["encoders"],
     ["runs", "stores", "data", "network", "journal"],
     ["learner", "infer"],
     ["checkpoint", "embed", "objective"],
@@ -41,7 +42,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["__main__"],
 ]
 SIDEWAYS = ("stages", "parts", "tasks", "doctor", "discover")  # within these, one module may use another
-HEAVY = ("surgery",)  # changes torch modules; the parts that use it import it when they are called
+HEAVY = ("surgery", "segmenters")  # changes torch modules; the parts that use it import it when they are called
 LIGHT = [floor for names in FLOORS[:13] for floor in names if not floor.endswith("*") and floor not in HEAVY]
 LIGHT += ["runs", "stages"]
 TASK_NAMES = {*tasks.names(), "segmentation", "retrieval"}

@@ -1,6 +1,8 @@
 """Backbones that timm does not have; every timm name works as well.
 
 Form: ``f(channels, *, …) -> nn.Module`` from (B, channels, H, W) float to a map (B, F, h, w), with ``num_features`` F.
+To serve decoders too, it tells its stages, each half the size of the one before and the first as large as the image:
+``widths`` are their channels, ``stages()`` their modules, ``keep(count)`` drops all but the first.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ class small_image(nn.Module):
     def __init__(self, channels: int, *, width: int = 64, depth: int = 1) -> None:
         super().__init__()
         self.num_features = width * 8
+        self.widths = [width * 2**stage for stage in range(4)]
+        self.starts = [0, 1, 2 + depth, 3 + depth]
         self.layers = nn.Sequential(
             _convolution(channels, width),
             _convolution(width, width * 2, pool=True),
@@ -54,3 +58,12 @@ class small_image(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, channels, H, W) → (B, 8·width, H/8, W/8)."""
         return self.layers(images)
+
+    def stages(self) -> list[nn.Sequential]:
+        """The layers by the size of what they give: as large as the image, a half, a quarter, an eighth."""
+        return [self.layers[start:end] for start, end in zip(self.starts, [*self.starts[1:], None], strict=True)]
+
+    def keep(self, count: int) -> None:
+        """Drop all but the first stages."""
+        self.layers = self.layers[: [*self.starts, None][count]]
+        self.widths, self.starts = self.widths[:count], self.starts[:count]
