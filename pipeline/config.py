@@ -91,10 +91,7 @@ class Data:
     preprocess: list[str] = option(
         [], "changes of every image before it becomes square, in turn; cached", part="preprocesses", scope="run"
     )
-    normalise: str = option(
-        "backbone", "mean and std: the backbone's own or measured on the data set",
-        choices=("backbone", "dataset"), scope="run",
-    )  # fmt: skip
+    normalise: str = option("backbone", "pixels → what the backbone sees", part="normalises", scope="run")
     megapixels: float = option(268.0, "largest image; a larger one is refused, it may be a decompression bomb", above=0)
     skip_broken: bool = option(False, "leave out training images that do not decode instead of stopping", scope="run")
     extra: str = option(
@@ -538,7 +535,7 @@ def check(config: Config) -> None:
             _check_value(keys()[name], item)
     registry.build("schedules", config.schedule)(0, 1000)  # a schedule may refuse its arguments together
     _check_pair(config)
-    _check_preprocess(config.data)
+    _check_pixels(config.data)
     _check_checkpointing(config)
     _check_own_fold(config)
     backbone_names.check(config.backbone)
@@ -589,8 +586,8 @@ def _check_own_fold(config: Config) -> None:
         )
 
 
-def _check_preprocess(data: Data) -> None:
-    """Each preprocess can read so many channels."""
+def _check_pixels(data: Data) -> None:
+    """Each preprocess can read so many channels; a patch has a middle."""
     for text in data.preprocess:
         known = registry.facts("preprocesses", text).get("channels")
         if known and data.channels not in known:
@@ -598,6 +595,8 @@ def _check_preprocess(data: Data) -> None:
                 f"data.preprocess={text} reads images of {' or '.join(map(str, known))} channels, but data.channels="
                 f"{data.channels}; leave it out"
             )
+    if registry.bind("normalises", data.normalise)[1].arguments.get("patch", 1) % 2 == 0:
+        raise UserError(f"data.normalise={data.normalise}, but patch is an odd number, such as 3: it has a middle")
 
 
 def _check_checkpointing(config: Config) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from pipeline import backbone_names, registry
 from pipeline.errors import UserError, some
+from pipeline.parts.normalises import Normalise
 from pipeline.torchvision_fix import fix_torchvision
 
 
@@ -21,7 +22,7 @@ class Blueprint:
 
     mean, std: per channel, of pixels in 0…1. columns: what the predicted values mean, in order. outputs: numbers the
     head gives; 0: one a column. state: what the task learned from the member's own rows, such as their mean.
-    preprocess: what changes every image before it becomes square, with all arguments.
+    preprocess: what changes every image before it becomes square, with all arguments. whitening: (C, C, k, k) kernel.
     """
 
     backbone: str
@@ -39,31 +40,12 @@ class Blueprint:
     activation: str = "own()"
     stem: str = "own()"
     preprocess: list[str] = field(default_factory=list)
+    normalise: str = "backbone()"
+    whitening: list[Any] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
         """Plain values for the checkpoint."""
         return asdict(self)
-
-
-class Normalise(nn.Module):
-    """uint8 pixels → floats of mean 0 and deviation 1, in the number format of the network that follows."""
-
-    def __init__(self, mean: list[float], std: list[float]) -> None:
-        super().__init__()
-        shape = (1, len(mean), 1, 1)
-        self.register_buffer("scale", (1 / (255 * torch.tensor(std))).view(shape), persistent=False)
-        self.register_buffer("shift", (-torch.tensor(mean) / torch.tensor(std)).view(shape), persistent=False)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) uint8 or float in 0…255 → the same shape, float, in channels_last.
-
-        Scale and shift are repeated along a row of pixels: over channels alone, that lie side by side, a CPU cannot
-        use its vector units and takes ten times as long.
-        """
-        count, channels, height, width = images.shape
-        rows = images.permute(0, 2, 3, 1).reshape(count, height, width * channels).to(self.scale.dtype)
-        scale, shift = (part.flatten().repeat(width) for part in (self.scale, self.shift))
-        return torch.addcmul(shift, rows, scale).view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 class Network(nn.Module):
@@ -72,7 +54,8 @@ class Network(nn.Module):
     def __init__(self, blueprint: Blueprint, backbone: nn.Module, features: int) -> None:
         super().__init__()
         self.blueprint = blueprint
-        self.normalise = Normalise(blueprint.mean, blueprint.std)
+        plan = blueprint.mean, blueprint.std, blueprint.whitening
+        self.normalise: Normalise = registry.build("normalises", blueprint.normalise)(*plan)
         self.backbone = backbone
         self.pool = registry.build("pools", blueprint.pool)(features)
         self.head = registry.build("heads", blueprint.head)(

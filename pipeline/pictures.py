@@ -161,6 +161,22 @@ def ranged(values: np.ndarray, low: float | None = None, high: float | None = No
     return np.rint(np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255)).astype(np.uint8)
 
 
+def squashed(values: np.ndarray, c: float, low: float | None = None) -> np.ndarray:
+    """tanh(values / c) as uint8: −1…1 become black and white; 0…1 do of unsigned types, and above low if it is given.
+
+    What is not a number becomes black. ValueError if nothing is one.
+    """
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{values.dtype} values are no pixels")
+    wide = values.astype(np.float64)
+    if np.isnan(wide).all():
+        raise ValueError("no pixel is a number")
+    from_zero = low is not None or values.dtype.kind in "bu"
+    curve = np.tanh((wide - (low or 0.0)) / c)
+    curve = np.maximum(curve, 0) if from_zero else (curve + 1) / 2
+    return np.rint(255 * np.nan_to_num(curve, nan=0.0)).astype(np.uint8)
+
+
 def _with_opencv(data: bytes, flags: int) -> np.ndarray | None:
     cv2 = opencv()
     with contextlib.suppress(cv2.error):

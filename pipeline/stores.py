@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from pipeline import images
 from pipeline.competition import Competition
 from pipeline.config import Config, root
 from pipeline.images import Images
+from pipeline.whitening import kernel, moments
 
 if TYPE_CHECKING:
     from pipeline.extra import Extra
@@ -57,6 +58,16 @@ def statistics(config: Config, competition: Competition) -> tuple[list[float], l
     store = train_store(config, competition, config.image_size)
     mean, std = images.mean_std(store, np.setdiff1d(np.arange(len(store)), store.broken))
     return [float(value) for value in mean], [max(float(value), 1e-3) for value in std]
+
+
+def whitening(
+    config: Config, competition: Competition, *, patch: int, epsilon: float, turned_back: bool
+) -> tuple[list[float], list[Any]]:
+    """Mean per channel and whitening kernel of the training images' patches (no label is read)."""
+    store, channels = train_store(config, competition, config.image_size), config.data.channels
+    mean, covariance = moments(store, np.setdiff1d(np.arange(len(store)), store.broken), patch)
+    means = mean.reshape(channels, -1).mean(axis=1).tolist()
+    return means, kernel(covariance, channels, epsilon, turned_back).tolist()
 
 
 def _open(config: Config, competition: Competition, files: list[str], size: int, broken: str, label: str) -> Images:

@@ -74,10 +74,7 @@ def fresh_network(run: Run, task: Task, held_out: tuple[int, ...]) -> network.Ne
 def blueprint(run: Run, task: Task, held_out: tuple[int, ...]) -> network.Blueprint:
     """What the network of this member is built from."""
     config = run.config
-    if config.data.normalise == "dataset":
-        mean, std = stores.statistics(config, run.competition)
-    else:
-        mean, std = network.normalisation(config.backbone, config.data.channels)
+    mean, std, whitening = measured(run)
     return network.Blueprint(
         backbone=config.backbone,
         pool=config.pool,
@@ -93,8 +90,26 @@ def blueprint(run: Run, task: Task, held_out: tuple[int, ...]) -> network.Bluepr
         norm=config.norm,
         activation=config.activation,
         stem=config.stem,
+        normalise=registry.complete("normalises", config.data.normalise),
+        whitening=whitening,
         preprocess=[registry.complete("preprocesses", call) for call in config.data.preprocess],
     )
+
+
+def measured(run: Run) -> tuple[list[float], list[float], list[Any]]:
+    """Mean, std and whitening kernel for data.normalise: the backbone's, or of all training images, never of labels."""
+    config, ones = run.config, [1.0] * run.config.data.channels
+    chosen, call = registry.bind("normalises", config.data.normalise)
+    given, measures = {"patch": 1, **chosen.arguments, **call.arguments}, chosen.facts["measures"]
+    if measures == "backbone":
+        return *network.normalisation(config.backbone, config.data.channels), []
+    if measures == "moments":
+        return *stores.statistics(config, run.competition), []
+    if measures == "nothing":
+        return [0.0] * len(ones), ones, []
+    how = {"patch": given["patch"], "epsilon": given["epsilon"], "turned_back": measures == "patches"}
+    mean, kernel = stores.whitening(config, run.competition, **how)
+    return mean, ones, kernel
 
 
 def member_state(run: Run, task: Task, held_out: tuple[int, ...]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["artefacts", "hardware"],
     ["files", "plots", "advice", "course"],
     ["images", "tables"],
-    ["masks"],
+    ["masks", "whitening"],
     ["competition", "submission"],
     ["folds", "features", "doctor", "doctor.*", "discover", "discover.*"],
     ["extra"],

@@ -129,6 +129,31 @@ def test_a_given_range_holds_for_every_image() -> None:
     assert (deep.dtype, deep.ravel().tolist()) == (np.uint16, [0, 4095])
 
 
+@pytest.mark.parametrize("form", [npy, tiff, png])
+def test_tanh_squashes_raw_values_alike_in_every_file(form: Any) -> None:
+    counts = np.array([[0, 500, 1000, 3000, 65535]], np.uint16)
+    found = reader("tanh(c=1000)")(form(counts))
+    assert found.dtype == np.uint8
+    assert found.ravel().tolist() == [0, 118, 194, 254, 255]
+
+
+def test_tanh_of_values_with_a_sign_has_zero_in_the_middle() -> None:
+    values = np.array([[-np.inf, -2.0, 0.0, 2.0, 1e9, np.nan]], np.float32)
+    assert reader("tanh(c=2)")(npy(values)).ravel().tolist() == [0, 30, 128, 225, 255, 0]
+    assert reader("tanh(c=2, low=0.0)")(npy(values)).ravel().tolist() == [0, 0, 0, 194, 255, 0]
+    assert reader("tanh(c=2, low=-2)")(npy(values)).ravel().tolist() == [0, 0, 194, 246, 255, 0]
+    with pytest.raises(ValueError, match="no pixel is a number"):
+        reader("tanh")(npy(np.full((2, 2), np.nan)))
+    with pytest.raises(ValueError, match=r"data.reader=dicom"):
+        reader("tanh")(b"\0" * 128 + b"DICM" + b"\0" * 50)
+
+
+def test_tanh_reads_raw_pictures_of_sixteen_bits_into_the_cache(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(np.full((9, 9), 1000, np.uint16)))
+    assert decode("a.png", 1, 9, "stretch", folder=tmp_path).max() == 4
+    assert decode("a.png", 1, 9, "stretch", folder=tmp_path, reader="tanh(c=1000.0)").min() == 194
+
+
 class Trap:
     """What a pickle would run."""
 

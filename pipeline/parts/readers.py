@@ -57,6 +57,11 @@ def npy(
     and the array's own least and greatest value for all others. layout: hwc or chw, where the channels stand; auto
     takes the shorter of the first and the last axis.
     """
+    return pictures.ranged(_laid_out(data, limit, layout), low, high)
+
+
+def _laid_out(data: bytes, limit: int, layout: str) -> np.ndarray:
+    """The array as (H, W) or (H, W, C), of its own type."""
     array = _array(data)
     while array.ndim > 3 and 1 in array.shape:
         array = np.squeeze(array, axis=array.shape.index(1))
@@ -68,7 +73,7 @@ def npy(
         if array.shape[2] > MOST_CHANNELS:
             raise ValueError(f"an array of shape {array.shape} has more than {MOST_CHANNELS} channels; see layout")
     pictures.check_size(array.shape[1], array.shape[0], limit)
-    return pictures.ranged(np.ascontiguousarray(array), low, high)
+    return np.ascontiguousarray(array)
 
 
 def _array(data: bytes) -> np.ndarray:
@@ -99,16 +104,20 @@ def tiff(
     pages: all makes grey pages of one size the channels of one image, and takes the first page of any others; first
     takes it always. low, high: the values that become black and white; else as in npy.
     """
+    return pictures.ranged(_tiff_values(data, limit, pages), low, high)
+
+
+def _tiff_values(data: bytes, limit: int, pages: str) -> np.ndarray:
+    """The values of a tiff, of their own type."""
     try:
         frames = _grey_frames(data)
         if pages == "first":
             frames = 1
         if frames > MOST_CHANNELS:
             raise ValueError(f"{frames} pages, but {MOST_CHANNELS} at most become channels; see data.reader=tiff")
-        array = pictures.with_pillow(data, limit, frames)
+        return pictures.with_pillow(data, limit, frames)
     except pictures.UnknownFormat:
-        array = _with_tifffile(data, limit, pages)
-    return pictures.ranged(array, low, high)
+        return _with_tifffile(data, limit, pages)
 
 
 def _grey_frames(data: bytes) -> int:
@@ -175,6 +184,24 @@ def _page(page: Any) -> np.ndarray:
     if array.ndim not in (2, 3):
         raise ValueError(f"a page of shape {array.shape} is no image")
     return array
+
+
+@part(source="tanh(x / C), the usual map of unbounded values to a bounded range", allowed={"c": (1e-9, None)})
+def tanh(data: bytes, name: str, limit: int, *, c: float = 1000.0, low: float | None = None) -> np.ndarray:
+    """An array, a tiff or a picture of raw values x that know no bound, such as counts of 16 bits: tanh(x / C).
+
+    c: where the curve bends; values of 3 · C and more are nearly white. low: what becomes black, tanh((x − low) / C);
+    else 0 for types without negative numbers, and of all others −1 becomes black, 1 white. The same for every image.
+    """
+    if data.startswith(NPY):
+        values = _laid_out(data, limit, "auto")
+    elif data.startswith(TIFF):
+        values = _tiff_values(data, limit, "all")
+    elif data[128:132] == b"DICM":
+        raise ValueError("a DICOM image is seen through a window: data.reader=dicom(centre=…, width=…)")
+    else:
+        values = pictures.read(data, limit)
+    return pictures.squashed(values, c, low)
 
 
 @part(source="DICOM PS3.3 C.7.6.3, C.11.1 and C.11.2; pydicom", allowed={"width": (1, None)})
