@@ -123,6 +123,10 @@ class Folds:
 class Train:
     """Details of the training loop."""
 
+    seconds: float = option(
+        0.0, "train for about so long a member instead of epochs; measured once, then recorded; 0: off", low=0,
+        scope="run",
+    )  # fmt: skip
     accumulate: int = option(1, "batches whose gradients are added before one optimizer step", low=1, scope="run")
     clip_norm: float = option(0.0, "largest gradient norm; 0: off", low=0, scope="run")
     clip_value: float = option(0.0, "largest gradient of a single weight; 0: off; before clip_norm", low=0, scope="run")

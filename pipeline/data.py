@@ -105,10 +105,13 @@ def row_seeds(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
 
 
 class Loader:
-    """Batches of a table, epoch by epoch; any step of any epoch can be the first."""
+    """Batches of a table, epoch by epoch; any step of any epoch can be the first.
 
-    def __init__(self, images: Joined, table: Table, config: Config) -> None:
-        self.images, self.table, self.seed = images, table, config.seed
+    most: batches of an epoch, where it may not see all rows; 0: no limit.
+    """
+
+    def __init__(self, images: Joined, table: Table, config: Config, most: int = 0) -> None:
+        self.images, self.table, self.seed, self.most = images, table, config.seed, most
         self.batch_size = min(config.batch_size, len(table))
         self.sampler = registry.build("samplers", config.sampler)
         self.transforms = registry.build("augments", config.augment)(config.image_size)
@@ -117,7 +120,8 @@ class Loader:
     @property
     def steps(self) -> int:
         """Batches an epoch; an incomplete last one is left out, since its rows would weigh more."""
-        return max(1, len(self.table) // self.batch_size)
+        whole = max(1, len(self.table) // self.batch_size)
+        return min(whole, self.most) if self.most else whole
 
     def order(self, epoch: int) -> np.ndarray:
         """The places of the table's rows in this epoch."""

@@ -130,6 +130,8 @@ class Run:
             "versions": {name: _version(name) for name in LIBRARIES},
             "commit": artefacts.commit(),
         }
+        if all(stored.get(part) == content[part] for part in ("settings", "hardware", "inputs")):
+            content = stored | content  # with the length that another process may have begun to train for
         write_yaml(self.file, content)
         return content
 
@@ -157,10 +159,16 @@ class Run:
         if moved:
             raise UserError(f"the run {self.name} was made from other data ({', '.join(moved)} changed); {self._way()}")
 
+    def paced(self) -> tuple[Config, int]:
+        """The config with the epochs that train.seconds came to, and the most batches of one; 0: all rows'."""
+        length = self.stored().get("length")
+        return (replace(self.config, epochs=length["epochs"]), length["batches"]) if length else (self.config, 0)
+
     def fingerprint(self) -> str:
-        """What every result of this run depends on: settings, inputs and number format."""
+        """What every result of this run depends on: settings, inputs, number format, and a measured length."""
         stored = self.stored()
-        return artefacts.fingerprint(*(stored.get(part) for part in ("settings", "inputs", "hardware")))
+        parts = ("settings", "inputs", "hardware", *(["length"] if "length" in stored else []))
+        return artefacts.fingerprint(*(stored.get(part) for part in parts))
 
     def as_trained(self) -> Config:
         """The config with the settings that the run was made with, whatever the command line says."""

@@ -27,7 +27,8 @@ def train_member(run: Run, held_out: tuple[int, ...]) -> dict[str, Any]:
 
     Returns what the stage records: score, epochs, optimizer steps, seconds.
     """
-    config, began = run.config, time.perf_counter()
+    began = time.perf_counter()
+    config, most = run.paced()
     machine = Hardware(**run.stored()["hardware"])
     hardware.start(machine)
     task = task_for(config, run.competition)
@@ -39,7 +40,7 @@ def train_member(run: Run, held_out: tuple[int, ...]) -> dict[str, Any]:
         pictures.append(stores.extra_store(config, outside))
     fabric = engine.make_fabric(machine)
     student = learner.Learner(fresh_network(run, task, held_out), config, task.learns, counts_of(table, task))
-    loader = Loader(Joined(pictures), table, config)
+    loader = Loader(Joined(pictures), table, config, most)
     validate = _validation(run, task, held_out, images.train) if len(held_out) == 1 else None
     if config.train.scale_lr != "none":
         images = config.batch_size * config.train.accumulate

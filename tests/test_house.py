@@ -38,6 +38,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["training"],
     ["checks"],
     ["ranges"],
+    ["pace"],
     ["stages", "stages.*"],
     ["__main__"],
 ]

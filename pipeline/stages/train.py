@@ -26,6 +26,10 @@ def run(config: Config) -> list[Outcome]:
     ensure_folds(config, load(config))
     run = Run(config, artefacts.run_name(config))
     run.settle()
+    if config.train.seconds:
+        from pipeline import pace
+
+        pace.settle(run)
     if is_coarse_from_scratch(
         config.backbone, config.stem, config.image_size, not (config.pretrained or config.weights)
     ):
@@ -68,7 +72,7 @@ def advise(run: Run, trained: list[tuple[int, ...]]) -> None:
         return
     initial = artefacts.read_json(run.member(trained[0]) / "train.json").get("initial")
     logs = [advice.log(run.member(held_out) / "log.csv") for held_out in trained]
-    for line in advice.read_folds(logs, advice.facts(run.config, initial)):
+    for line in advice.read_folds(logs, advice.facts(run.paced()[0], initial)):
         say(f"  advice: {line}")
 
 
