@@ -596,6 +596,49 @@ def test_augment_keeps_the_image_and_is_decided_by_its_seed(name: str, channels:
     assert (changed > 2) == bool(transforms)
 
 
+# --- maps become answers ------------------------------------------------------------------------------------------
+
+
+def maps(height: int, width: int, simplex: bool) -> np.ndarray:
+    """(3, height, width) float32 in 0…1; summing to one where simplex."""
+    values = np.random.default_rng(0).random((3, height, width), dtype=np.float32)
+    return values / values.sum(axis=0) if simplex else values
+
+
+@each("cuts")
+def test_cut_answers_in_its_form_whatever_the_map(name: str) -> None:
+    (form,) = registry.facts("cuts", name)["takes"]
+    assert form in MAPS
+    cut = registry.build("cuts", name)()
+    for height, width in ((1, 1), (1, 9), (17, 12)):
+        values = maps(height, width, MAPS[form].simplex)
+        for given in (values, np.zeros_like(values), np.ones_like(values), np.asfortranarray(values)):
+            given.setflags(write=False)
+            answer = cut(given)
+            assert answer.shape == (values.shape if form == "masks" else values.shape[1:])
+            assert answer.dtype == (np.int32 if form == "objects" else np.uint8)
+            assert np.array_equal(answer, cut(given))
+            there = set(np.unique(answer).tolist())
+            assert there <= ({0, 1} if form == "masks" else {0, 1, 2} if form == "class_masks" else set(range(10**4)))
+            assert form != "objects" or there | {0} == set(range(answer.max() + 1)), "objects are numbered without gaps"
+
+
+@each("cuts")
+def test_cut_declares_a_search_that_binds(name: str) -> None:
+    part = registry.find("cuts", name)
+    values = maps(12, 12, MAPS[part.facts["takes"][0]].simplex)
+    for key, candidates in part.facts["search"].items():
+        assert part.arguments[key] in candidates, "the default is among the candidates"
+        assert len(set(candidates)) == len(candidates)
+        for candidate in candidates:
+            registry.build("cuts", f"{name}({key}={candidate})")()(values)
+    for key, first in part.facts.get("each", {}).items():
+        assert key in part.facts["search"]
+        alike = [part.arguments[key]] * (3 - first)
+        built = registry.build("cuts", f"{name}({key}={alike})")()
+        assert np.array_equal(built(values), registry.build("cuts", name)()(values))
+
+
 # --- scores and folds ---------------------------------------------------------------------------------------------
 
 
