@@ -23,7 +23,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["fitting"],
     ["backbone_names", "symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
     ["config", "nested"],
-    ["artefacts", "hardware"],
+    ["artefacts", "cutting", "hardware"],
     ["files", "plots", "advice", "course"],
     ["images", "tables"],
     ["masks", "whitening"],
