@@ -18,7 +18,7 @@ from pipeline import tasks
 SOURCE = small_training.SOURCE / "pipeline"
 FLOORS = [  # a module imports from floors above it in this list alone, at the top or within a function
     ["errors", "console", "environment", "torchvision_fix", "forms", "rle"],
-    ["registry", "archives", "patterns", "pictures"],
+    ["registry", "archives", "patterns", "pictures", "windows"],
     ["stacking", "policies", "surgery", "segmenters"],
     ["fitting"],
     ["backbone_names", "symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
