@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import engine, hardware, learner, objective, stores
+from pipeline import engine, hardware, learner, objective, registry, stores
 from pipeline.config import Config, replace
 from pipeline.data import Batch, Joined, Loader, draw
 from pipeline.hardware import Hardware
@@ -37,7 +37,9 @@ class Check:
 
 def all_checks(run: Run) -> list[Check]:
     """Every check, in the order of its cost; fold 0 is held out, as in the first training."""
-    plain = replace(run.config, augment="none()", mix="none()", train__labels="", train__soft="")
+    views = registry.facts("augments", run.config.augment).get("several")
+    still = "several(change='none()')" if views else "none()"
+    plain = replace(run.config, augment=still, mix="none()", train__labels="", train__soft="")
     run = Run(plain, run.name)
     machine = hardware.choose(plain)
     hardware.start(machine)
@@ -94,7 +96,7 @@ class Bench:
     def right(self, batch: Batch) -> float:
         """The share of a batch that is answered right (of numbers: of its variance), in training mode."""
         with torch.no_grad(), self.fabric.autocast():
-            outputs = self.learner.network(batch.images.to(self.fabric.device))
+            outputs = self.learner.network(batch.images[: len(batch.targets)].to(self.fabric.device))
         return self.task.learns.agreement(batch.targets.numpy(), outputs.float().cpu().numpy())
 
 

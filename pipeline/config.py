@@ -228,6 +228,9 @@ class Config:
     loss: str = option("", "training loss; empty: the task's own", part="losses", scope="run")
     pool: str = option("avg()", "feature map → vector", part="pools", scope="run")
     head: str = option("linear()", "vector → outputs", part="heads", scope="run")
+    auxiliary: str = option(
+        "none()", "second head on a middle stage, in training alone", part="auxiliaries", scope="run"
+    )
     augment: str = option("none()", "augmentation of single images", part="augments", scope="run")
     finetune: str = option("all_alike()", "which weights learn, and how fast", part="finetunes", scope="run")
     mix: str = option("none()", "mixing of a batch's images and labels", part="mixes", scope="run")
@@ -542,6 +545,7 @@ def check(config: Config) -> None:
     _check_pixels(config.data)
     _check_checkpointing(config)
     _check_own_fold(config)
+    _check_several(config)
     backbone_names.check(config.backbone)
     if config.stage != "new":  # what it writes is checked when it is whole
         tasks.check(config)
@@ -603,12 +607,40 @@ def _check_pixels(data: Data) -> None:
         raise UserError(f"data.normalise={data.normalise}, but patch is an odd number, such as 3: it has a middle")
 
 
+def _check_several(config: Config) -> None:
+    """A loss that compares views of an image needs an augment that makes them, and both stand alone."""
+    _, *inner = registry.unfold("augments", config.augment)
+    if any(registry.facts("augments", one).get("several") for one in inner):
+        raise UserError(f"augment={config.augment}: several() holds other augments and stands in none")
+    _, *inner = registry.unfold("losses", config.loss) if config.loss else [""]
+    for one in inner:
+        facts = registry.facts("losses", one)
+        if facts.get("views") or facts.get("memory"):
+            raise UserError(f"loss={config.loss}: {one} cannot stand in another loss; give it alone")
+    made = registry.facts("augments", config.augment).get("several")
+    if config.loss and registry.facts("losses", config.loss).get("views") and not made:
+        raise UserError(
+            f"loss={config.loss} compares views of each image, but augment={config.augment} makes one; set "
+            f"augment=several(base='{config.augment}')"
+        )
+    if made and registry.parse(config.mix).name != "none":
+        raise UserError(
+            f"augment={config.augment} makes views of one image, which mix={config.mix} would blend with others; "
+            "leave one of them out"
+        )
+
+
 def _check_checkpointing(config: Config) -> None:
     """What computes activations again in the backward pass must find the weights and the code of the first time."""
     if not config.train.checkpointing:
         return
     if config.train.compile:
         raise UserError("train.checkpointing=true does not go with train.compile=true; choose one of them")
+    if registry.parse(config.auxiliary).name != "none":
+        raise UserError(
+            f"train.checkpointing=true does not go with auxiliary={config.auxiliary}, which looks into the backbone; "
+            "leave one of them out"
+        )
     if any(registry.facts("optims", one).get("sharpness") for one in registry.unfold("optims", config.optim)):
         raise UserError(
             f"train.checkpointing=true does not go with optim={config.optim}, whose second pass has other weights; "

@@ -57,7 +57,10 @@ class Table:
 
 @dataclass
 class Batch:
-    """A batch on the device: images (B, C, H, W) uint8 in channels_last; the rest as in ``Table``."""
+    """A batch on the device: images (B, C, H, W) uint8 in channels_last; the rest as in ``Table``.
+
+    With augment=several() images are (V·B, C, H, W), one view of all rows after the other.
+    """
 
     images: torch.Tensor
     targets: torch.Tensor
@@ -114,7 +117,8 @@ class Loader:
         self.images, self.table, self.seed, self.most = images, table, config.seed, most
         self.batch_size = min(config.batch_size, len(table))
         self.sampler = registry.build("samplers", config.sampler)
-        self.transforms = registry.build("augments", config.augment)(config.image_size)
+        transforms = registry.build("augments", config.augment)(config.image_size)
+        self.transforms, self.further, self.views = augments.parted(transforms)
         self.waited = 0.0
 
     @property
@@ -132,19 +136,22 @@ class Loader:
         order = self.order(epoch)
 
         def batches() -> Iterator[Batch]:
-            with _Augmenter(self.transforms) as augment:
+            with _Augmenter(self.transforms) as augment, _Augmenter(self.further) as change:
                 for step in range(start, self.steps):
                     places = order[step * self.batch_size : (step + 1) * self.batch_size]
-                    yield self._batch(places, epoch, augment)
+                    yield self._batch(places, epoch, augment, change)
 
         self.waited = 0.0
         for batch, waited in prefetch(batches()):
             self.waited += waited
             yield batch
 
-    def _batch(self, places: np.ndarray, epoch: int, augment: _Augmenter) -> Batch:
-        part = self.table.take(places)
-        images = augment(self.images.take(part.rows), row_seeds(self.seed, epoch, places))
+    def _batch(self, places: np.ndarray, epoch: int, augment: _Augmenter, change: _Augmenter) -> Batch:
+        part, seeds = self.table.take(places), row_seeds(self.seed, epoch, places)
+        images = augment(self.images.take(part.rows), seeds)
+        if self.views > 1:  # each view draws from seeds of its own, above the 32 bits of the rows'
+            more = [change(images.copy(), seeds + (view << 32)) for view in range(1, self.views)]
+            images = np.concatenate([images, *more])
         tensors = (None if p is None else torch.from_numpy(p) for p in part._parts()[1:])
         return Batch(channels_first(images), *tensors)  # type: ignore[arg-type]
 

@@ -26,10 +26,17 @@ class Learner(nn.Module):
         super().__init__()
         self.network = network
         self.register_buffer("counts", None if counts is None else torch.from_numpy(counts).float(), persistent=False)
-        self.counted = bool(registry.facts("losses", config.loss).get("counts"))
+        facts = registry.facts("losses", config.loss)
+        self.register_buffer("memory", torch.zeros(()) if facts.get("memory") else None)
+        self.counted, self.compares = bool(facts.get("counts")), bool(facts.get("views"))
         self.distil = DISTILLATIONS[learns.name]
         self.loss = registry.build("losses", config.loss)
         self.mix = registry.build("mixes", config.mix) if mixes(config) else None
+        self.auxiliary = None
+        if auxiliary(config):
+            plan = network.blueprint
+            build = registry.build("auxiliaries", config.auxiliary)
+            self.auxiliary = build(network.backbone, plan.outputs or len(plan.columns), plan.head)
         self.temperature = config.train.temperature
 
     def forward(self, batch: Batch, generator: np.random.Generator) -> torch.Tensor:
@@ -37,12 +44,26 @@ class Learner(nn.Module):
         images = self.network.prepare(batch.images)
         if self.mix is not None:
             images, batch = self._mixed(images, batch, generator)
-        outputs = self.network.outputs(images)
-        rows = self.loss(outputs, batch.targets, *([self.counts] if self.counted else []))
-        if batch.soft is not None and batch.share is not None:
-            taught = self.distil(outputs, batch.soft, temperature=self.temperature)
-            rows = (1 - batch.share) * rows + batch.share * taught
+        if self.auxiliary is None:
+            rows = self._rows(self.network.outputs(images), batch, self.memory)
+        else:
+            with self.auxiliary.watching(self.network.backbone) as seen:
+                outputs = self.network.outputs(images)
+            beside = None if self.memory is None else self.memory.clone()
+            rows = self.auxiliary.share * self._rows(self.auxiliary(seen.pop()), batch, beside)
+            rows = rows + self._rows(outputs, batch, self.memory)
         return (rows * batch.weights).sum() / batch.weights.sum()
+
+    def _rows(self, outputs: torch.Tensor, batch: Batch, memory: torch.Tensor | None) -> torch.Tensor:
+        """Outputs of V·B images → the losses of B rows: the mean over views, unless the loss compares them."""
+        views = outputs.split(len(batch.targets))
+        more = [*([self.counts] if self.counted else []), *([] if memory is None else [memory])]
+        given = [outputs] if self.compares else views
+        rows = torch.stack([self.loss(one, batch.targets, *more) for one in given]).mean(dim=0)
+        if batch.soft is None or batch.share is None:
+            return rows
+        taught = torch.stack([self.distil(one, batch.soft, temperature=self.temperature) for one in views]).mean(dim=0)
+        return (1 - batch.share) * rows + batch.share * taught
 
     def _mixed(self, images: torch.Tensor, batch: Batch, generator: np.random.Generator) -> tuple[torch.Tensor, Batch]:
         """Mix all that belongs to a row in the same way: its image, target, weight, soft label and share."""
@@ -61,8 +82,15 @@ def mixes(config: Config) -> bool:
     return registry.parse(config.mix).name != "none"
 
 
+def auxiliary(config: Config) -> bool:
+    """Whether the config has an auxiliary classifier, whose loss comes on top."""
+    return registry.parse(config.auxiliary).name != "none"
+
+
 def initial_loss(config: Config, outputs: int) -> float | None:
-    """What the loss declares for a new model that knows nothing, or None."""
+    """What the loss declares for a new model that knows nothing, an auxiliary classifier included, or None."""
     part, call = registry.bind("losses", config.loss)
     declared: Any = part.load().facts.get("initial")
-    return None if declared is None else float(declared(outputs, **call.arguments))
+    second, asked = registry.bind("auxiliaries", config.auxiliary)
+    times = 1 + {**second.arguments, **asked.arguments}.get("share", 0.0)
+    return None if declared is None else times * float(declared(outputs, **call.arguments))

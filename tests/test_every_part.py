@@ -12,6 +12,7 @@ KINDS = {
     "optims": "optim", "schedules": "schedule", "averages": "average", "norms": "norm", "activations": "activation",
     "stems": "stem", "finetunes": "finetune", "preprocesses": "data.preprocess",
     "normalises": "data.normalise",
+    "auxiliaries": "auxiliary",
 }  # fmt: skip
 TASKS = {"classes": "multiclass()", "labels": "multilabel()", "numbers": "regression()"}
 NEEDED = {  # arguments without a default, and partners
@@ -21,6 +22,7 @@ NEEDED = {  # arguments without a default, and partners
     "snapshots": ("average=snapshots()", "schedule=multicycle_cosine()"),
     "ibn": ("norm=ibn()", "backbone=resnet18", "image_size=64"),
     "small": ("stem=small()", "backbone=resnet18"),
+    "jsd": ("loss=jsd()", "augment=several()"),
     "instance": ("norm=instance()", "image_size=64"),
 }
 CASES = [

@@ -553,3 +553,61 @@ def test_distillation_takes_certain_teachers() -> None:
     values.sum().backward()
     torch.testing.assert_close(values, torch.full((2,), 4 * math.log(3)))
     assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize(("alpha", "smoothing"), [(12.0, 0.0), (3.0, 0.1)])
+@pytest.mark.parametrize("views", [2, 3, 4])
+def test_jsd_is_timms_and_by_rows_the_definition(views: int, alpha: float, smoothing: float) -> None:
+    fix_torchvision()
+    from timm.loss import JsdCrossEntropy
+
+    torch.manual_seed(0)
+    logits, classes = torch.randn(5 * views, 4), torch.arange(5) % 4
+    found = losses.jsd(logits, classes, alpha=alpha, smoothing=smoothing)
+    theirs = JsdCrossEntropy(num_splits=views, alpha=alpha, smoothing=smoothing)(logits, classes)
+    torch.testing.assert_close(found.mean(), theirs)
+    for row in range(5):
+        answers = [softmax(logits[view * 5 + row].tolist()) for view in range(views)]
+        middle = [sum(answer[k] for answer in answers) / views for k in range(4)]
+        apart = [sum(p * math.log(p / m) for p, m in zip(answer, middle, strict=True)) for answer in answers]
+        truth = [float(k == classes[row]) for k in range(4)]
+        expected = slow_cross_entropy(logits[row].tolist(), truth, smoothing) + alpha * sum(apart) / views
+        assert float(found[row]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_jsd_of_equal_views_is_cross_entropy() -> None:
+    torch.manual_seed(0)
+    logits, soft = torch.randn(5, 4), torch.rand(5, 4).softmax(dim=1)
+    torch.testing.assert_close(losses.jsd(logits.repeat(3, 1), soft), losses.cross_entropy(logits, soft))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_adacos_moving_follows_the_slow_scale(soft: bool) -> None:
+    """Batch after batch, from the fixed scale; cosines to the right class grow, as in a training."""
+    torch.manual_seed(0)
+    start = scale = math.sqrt(2) * math.log(9)
+    memory, scales = torch.zeros(()), []
+    for batch in range(4):
+        classes = torch.randint(10, (7,))
+        cosines = torch.rand(7, 10) * 0.6 - 0.3
+        cosines[torch.arange(7), classes] = 0.3 * batch * torch.rand(7) + 0.05
+        target = 0.7 * torch.eye(10)[classes] + 0.03 if soft else classes
+        wrong, angles = 0.0, []
+        for row in range(7):
+            wrong += sum(math.exp(scale * float(cosines[row, k])) for k in range(10) if k != classes[row]) / 7
+            angles.append(math.acos(float(cosines[row, classes[row]])))
+        scale = math.log(wrong) / math.cos(min(math.pi / 4, sorted(angles)[3]))
+        found = losses.adacos_moving(start * cosines, target, memory)
+        assert float(memory) == pytest.approx(scale, rel=1e-4)
+        torch.testing.assert_close(found, losses.cross_entropy(scale * cosines, target), rtol=1e-4, atol=1e-4)
+        scales.append(scale)
+    assert len({round(one, 3) for one in scales}) == 4
+
+
+def test_adacos_moving_keeps_its_graph_while_the_scale_moves_on() -> None:
+    """Batches whose gradients are accumulated share the scale's tensor."""
+    outputs, memory = torch.zeros(3, 5, requires_grad=True), torch.zeros(())
+    first = losses.adacos_moving(outputs, torch.tensor([0, 1, 2]), memory)
+    losses.adacos_moving(outputs + 1, torch.tensor([0, 1, 2]), memory)
+    first.sum().backward()
+    assert torch.isfinite(outputs.grad).all()

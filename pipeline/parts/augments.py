@@ -272,6 +272,49 @@ def compose(image_size: int, *, parts: tuple[str, ...] = ("flips()", "light()"))
     return [transform for text in parts for transform in registry.build("augments", text)(image_size)]
 
 
+@part(
+    source="Hendrycks et al. 2020 (AugMix), sec. 3; other losses: Hoffer et al. 2020 (Augment your batch)",
+    symmetry="none",
+    allowed={"count": (2, 16)},
+    calls={"base": "augments", "change": "augments"},
+    several=True,
+)
+def several(image_size: int, *, base: str = "none()", change: str = "aug_mix()", count: int = 3) -> list[Any]:
+    """Several views of each image in one batch: the first as base leaves it, each other changed further.
+
+    For loss=jsd(), which compares them; any other loss learns from the mean over the views. base: the call-string of
+    what is done alike to all views, such as 'pad_crop_flips()'. change: of what is done to all but the first, drawn
+    for each. count: of views; a step takes so many times longer.
+    """
+    first, then = (registry.build("augments", text)(image_size) for text in (base, change))
+    return [*first, Further(then, count)]
+
+
+class Further(policies.Seeded):
+    """Ends the transforms of ``several``: what makes a further view of an image that the others have changed."""
+
+    def __init__(self, transforms: list[Any], count: int) -> None:
+        self.transforms, self.count = transforms, count
+
+    def set_random_state(self, generator: np.random.Generator, python: random.Random) -> None:
+        """The generators to draw from, handed on."""
+        for transform in self.transforms:
+            transform.set_random_state(generator, python)
+
+    def change(self, image: np.ndarray) -> np.ndarray:
+        """A further view."""
+        for transform in self.transforms:
+            image = transform(image=image)["image"]
+        return image
+
+
+def parted(transforms: list[Any]) -> tuple[list[Any], list[Any], int]:
+    """What is done alike to all views of an image, what further to all but the first, and how many views there are."""
+    if transforms and isinstance(transforms[-1], Further):
+        return transforms[:-1], transforms[-1].transforms, transforms[-1].count
+    return transforms, [], 1
+
+
 class ByChannels(policies.Seeded):
     """One albumentations transform for RGB images, another for all others."""
 

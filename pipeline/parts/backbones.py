@@ -46,6 +46,9 @@ class small_image(nn.Module):
         self.num_features = width * 8
         self.widths = [width * 2**stage for stage in range(4)]
         self.starts = [0, 1, 2 + depth, 3 + depth]
+        ends = [*(start - 1 for start in self.starts[1:]), 3 + 2 * depth]  # as timm says where its stages end
+        stages = zip(ends, self.widths, strict=True)
+        self.feature_info = [{"module": f"layers.{end}", "num_chs": features} for end, features in stages]
         self.layers = nn.Sequential(
             _convolution(channels, width),
             _convolution(width, width * 2, pool=True),

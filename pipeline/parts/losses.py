@@ -15,7 +15,9 @@ the user's keywords of the loss. ``stage=sanity`` compares it with the first los
 Other facts. ``batch=True``: the loss looks at the rows of a batch together; what it gives a row is a share, of which
 the mean alone has a meaning. ``counts=True``: a third positional argument says how many of the member's own training
 rows are of each class, (C,), or is None where targets are no classes. ``cosines=True``: outputs are s · cosines of the
-head ``cosine``, and loss and head must be given the same s. ``calls``: the arguments that hold call-strings, and of
+head ``cosine``, and loss and head must be given the same s. ``memory=True``: a last positional argument is a tensor (),
+0 at first, that the loss changes from batch to batch; it lies in the checkpoint. ``views=True``: the loss compares
+several views of each row, and gets them one after the other. ``calls``: the arguments that hold call-strings, and of
 what kind.
 """
 
@@ -261,6 +263,26 @@ def lovasz_softmax(logits: Tensor, target: Tensor) -> Tensor:
     return len(logits) * (shares * there).sum(dim=1) / there.sum().clamp(min=1)
 
 
+@part(
+    source="Hendrycks et al. 2020 (AugMix), eq. 2; timm.loss.JsdCrossEntropy",
+    takes=("classes",),
+    views=True,
+    allowed={"alpha": (0, None), "smoothing": (0, 1)},
+    initial=lambda classes, alpha=12.0, smoothing=0.0: math.log(classes),
+)
+def jsd(logits: Tensor, target: Tensor, *, alpha: float = 12.0, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of an image's first view, plus how far the answers to all its views are from each other.
+
+    logits: (V·B, C), one view of all rows after the other, as augment=several() makes them; of one view alone it is
+    cross-entropy. alpha: weight of the Jensen-Shannon divergence, the mean KL of each view's answer from their mean.
+    smoothing: share of each label that is spread evenly over all classes, 0–1.
+    """
+    log_p = functional.log_softmax(logits.float(), dim=1).view(-1, len(target), logits.shape[1])
+    mean = log_p.logsumexp(dim=0) - math.log(len(log_p))
+    apart = (log_p.exp() * (log_p - mean)).sum(dim=2).mean(dim=0)
+    return cross_entropy(logits[: len(target)], target, smoothing=smoothing) + alpha * apart
+
+
 # --- classes, by margins of the angle -----------------------------------------------------------------------------
 
 
@@ -303,9 +325,35 @@ def normface(outputs: Tensor, target: Tensor, *, s: float = 0.0) -> Tensor:
 def adacos(outputs: Tensor, target: Tensor) -> Tensor:
     """NormFace with the one scale that follows from the number of classes: √2 · log(C - 1).
 
-    Wants the head cosine(s=0). The variant whose scale moves during training is not meant.
+    Wants the head cosine(s=0). adacos_moving is the variant whose scale moves during training.
     """
     return _margin_loss(outputs, target, 0.0, lambda cosines: cosines)
+
+
+@part(
+    source="Zhang et al. 2019 (AdaCos), the dynamically adaptive scale",
+    takes=("classes",),
+    cosines=True,
+    batch=True,
+    memory=True,
+    initial=_first_of_margin(lambda: 0.0),
+)
+def adacos_moving(outputs: Tensor, target: Tensor, memory: Tensor) -> Tensor:
+    """NormFace with a scale that follows the training: it falls as the angles to the right classes do.
+
+    Wants the head cosine(s=0), whose own scale is kept for predictions: their order is the same. memory: () float, the
+    scale; 0 before the first batch; moved by each, to log(mean over rows of Σ exp(s · cosine) over the wrong classes) /
+    cos(min(π/4, median angle to the right one)), at least 1. A soft target's right class is its largest.
+    """
+    start = starting_scale(0, outputs.shape[1])
+    cosines = (outputs.float() / start).clamp(-1, 1)
+    with torch.no_grad():
+        right = (target.argmax(dim=1) if target.is_floating_point() else target).unsqueeze(1)
+        scores = torch.where(memory > 0, memory, start) * cosines
+        others = scores.scatter(1, right, -math.inf).logsumexp(dim=(0, 1)) - math.log(len(scores))
+        angle = cosines.gather(1, right).acos().median()
+        memory.copy_((others / angle.clamp(max=math.pi / 4).cos()).clamp(min=1))
+    return cross_entropy(memory.clone() * cosines, target)
 
 
 @part(

@@ -115,6 +115,7 @@ def check(config: Config) -> None:
     known = facts(config.task)
     given = {
         "loss": ("losses", config.loss, known["learns"]),
+        "auxiliary": ("auxiliaries", config.auxiliary, known["learns"]),
         "sampler": ("samplers", config.sampler, known["learns"]),
         "metric": ("metrics", config.metric, known["form"]),
         "folds.method": ("splits", config.folds.method, known["form"]),
