@@ -26,7 +26,7 @@ from pipeline.checkpoint import Progress, State, averaged, epoch_weights, predic
 from pipeline.config import Config, Train
 from pipeline.course import Course
 from pipeline.data import Loader, draw
-from pipeline.errors import UserError
+from pipeline.errors import Diverged
 from pipeline.hardware import Hardware
 from pipeline.journal import Journal
 from pipeline.learner import Learner
@@ -92,7 +92,7 @@ def fit(
 ) -> Progress:
     """Train, and leave ``best.ckpt`` (weights for prediction), ``last.ckpt`` (full state) and ``log.csv`` in folder.
 
-    validate: scores the network after each epoch; None for a training on everything. Raises UserError when the loss
+    validate: scores the network after each epoch; None for a training on everything. Raises Diverged when the loss
     is not finite, KeyboardInterrupt after saving when asked to stop.
     """
     optimizer = make_optimizer(learner, config)
@@ -223,7 +223,7 @@ def _optimizer_step(optimizer: Any, scaler: Any) -> bool:
 def _finite(loss: float, progress: Progress, config: Config, folder: Path) -> float:
     if math.isfinite(loss):
         return loss
-    raise UserError(
+    raise Diverged(
         f"the loss of {shown(folder)} is {loss} in epoch {progress.epoch + 1}, step {progress.step}; the last good "
         f"checkpoint is kept. Try lr={config.lr / 10:g}, train.clip_norm=1 or precision=fp32, with overwrite=true"
     )

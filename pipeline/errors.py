@@ -10,6 +10,10 @@ class UserError(Exception):
     """Something the user can mend: says what, the value, what is allowed and the next move. Exit code 2."""
 
 
+class Diverged(UserError):
+    """A training whose loss is no number any more: other settings may do better."""
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """A hint such as ``; did you mean focal?`` for the closest allowed word, or an empty text."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import console, engine, extra, hardware, stores, training
+from pipeline import console, engine, hardware, training
 from pipeline.checks import Bench
 from pipeline.config import replace
-from pipeline.data import Batch, Joined, Loader
+from pipeline.data import Batch, Loader
 from pipeline.errors import UserError
 from pipeline.runs import Run
 from pipeline.tasks import task_for
@@ -48,13 +48,7 @@ class Trial:
         machine = hardware.choose(config)
         hardware.start(machine)
         task = task_for(config, run.competition)
-        images = stores.training_images(config, run.competition)
-        self.table = training.member_table(run, task, (0,), images.broken)
-        pictures = [images.train, images.test]
-        if outside := extra.load(config, run.competition):
-            self.table = training._join_extra(self.table, run, task, (0,), outside)
-            pictures.append(stores.extra_store(config, outside))
-        self.images = Joined(pictures)
+        self.table, self.images, _ = training.materials(run, task, (0,))
         self.bench = Bench(run, task, machine, training.counts_of(self.table, task))
         self.bench.start()
         self.initial = [options["lr"] for options in self.bench.optimizer.param_groups]

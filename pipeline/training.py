@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from pipeline import console, engine, evaluate, extra, hardware, infer, learner, network, registry, stores
 from pipeline.artefacts import Predictions, shown
+from pipeline.checkpoint import Progress
 from pipeline.config import root
 from pipeline.data import Joined, Loader, Table, draw
 from pipeline.errors import UserError, some
@@ -30,31 +31,61 @@ def train_member(run: Run, held_out: tuple[int, ...]) -> dict[str, Any]:
     began = time.perf_counter()
     config, most = run.paced()
     machine = Hardware(**run.stored()["hardware"])
-    hardware.start(machine)
-    task = task_for(config, run.competition)
-    images = stores.training_images(config, run.competition)
-    table = member_table(run, task, held_out, images.broken)
-    pictures = [images.train, images.test]
-    if outside := extra.load(config, run.competition):
-        table = _join_extra(table, run, task, held_out, outside)
-        pictures.append(stores.extra_store(config, outside))
-    fabric = engine.make_fabric(machine)
-    student = learner.Learner(fresh_network(run, task, held_out), config, task.learns, counts_of(table, task))
-    loader = Loader(Joined(pictures), table, config, most)
-    validate = _validation(run, task, held_out, images.train) if len(held_out) == 1 else None
-    if config.train.scale_lr != "none":
-        images = config.batch_size * config.train.accumulate
-        console.say(f"  lr={config.lr:g} becomes {engine.peak(config):.3g} for steps of {images} images")
-    progress = engine.fit(fabric, student, loader, config, run.member(held_out), validate)
+    progress, rows, initial = fit_member(Run(config, run.name), held_out, machine, run.member(held_out), most=most)
     return {
-        "rows": len(table),
+        "rows": rows,
         "epochs": progress.epoch,
         "updates": progress.updates,
         "scores": [row["score"] for row in progress.history if "score" in row],
         "best_epoch": progress.best_epoch + 1,
-        "initial": learner.initial_loss(config, task.outputs),
+        "initial": initial,
         "seconds": time.perf_counter() - began,
     }
+
+
+def fit_member(
+    run: Run,
+    held_out: tuple[int, ...],
+    machine: Hardware,
+    folder: Path,
+    watch: Callable[[float], None] = lambda score: None,
+    most: int = 0,
+) -> tuple[Progress, int, float | None]:
+    """Train a member in any folder; returns its progress, its rows, and the loss declared of a new model.
+
+    watch: called with the score after each epoch; it may raise, to end a training that is not worth more. most: batches
+    of an epoch; 0: all rows'.
+    """
+    config = run.config
+    hardware.start(machine)
+    task = task_for(config, run.competition)
+    table, joined, own = materials(run, task, held_out)
+    fabric = engine.make_fabric(machine)
+    student = learner.Learner(fresh_network(run, task, held_out), config, task.learns, counts_of(table, task))
+    loader = Loader(joined, table, config, most)
+    score = _validation(run, task, held_out, own) if len(held_out) == 1 else None
+
+    def validate(model: Any) -> tuple[float, dict[str, float]]:
+        found = score(model)  # type: ignore[misc]
+        watch(found[1]["score"])
+        return found
+
+    if config.train.scale_lr != "none":
+        images = config.batch_size * config.train.accumulate
+        console.say(f"  lr={config.lr:g} becomes {engine.peak(config):.3g} for steps of {images} images")
+    progress = engine.fit(fabric, student, loader, config, folder, validate if score else None)
+    return progress, len(table), learner.initial_loss(config, task.outputs)
+
+
+def materials(run: Run, task: Task, held_out: tuple[int, ...]) -> tuple[Table, Joined, Any]:
+    """What a member learns from: its table, the images that the table's rows mean, and the training images alone."""
+    images = stores.training_images(run.config, run.competition)
+    table = member_table(run, task, held_out, images.broken)
+    pictures = [images.train, images.test]
+    if outside := extra.load(run.config, run.competition):
+        table = _join_extra(table, run, task, held_out, outside)
+        pictures.append(stores.extra_store(run.config, outside))
+    return table, Joined(pictures), images.train
 
 
 def counts_of(table: Table, task: Task) -> np.ndarray | None:
