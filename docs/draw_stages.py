@@ -144,10 +144,11 @@ def lanes(p: Picture) -> None:
         p.path((left + 0.53, 5.77), (3.0 if name == "preview" else 3.26, 5.41))
     for left, width, name in ((4.78, 0.86, "find_lr"), (5.7, 1.14, "find_batch")):
         p.stage(left, 5.77, width, 0.4, name)
-    p.stage(6.9, 5.77, 0.6, 0.4, "knn")
-    p.path((7.2, 5.77), (7.2, 5.38))
-    p.stage(7.56, 5.77, 0.94, 0.4, "adopt")
-    p.path((8.03, 5.77), (8.03, 5.38))
+    p.stage(6.9, 5.77, 0.6, 0.4, "tune")
+    p.stage(7.56, 5.77, 0.6, 0.4, "knn")
+    p.path((7.86, 5.77), (7.86, 5.38))
+    p.stage(8.22, 5.77, 0.94, 0.4, "adopt")
+    p.path((8.34, 5.77), (8.34, 5.38))
 
 
 def level_two(p: Picture) -> None:

@@ -199,6 +199,23 @@ class Knn:
 
 
 @dataclass
+class Tune:
+    """The search for settings."""
+
+    name: str = option("", "name of the search and of the model YAML it writes; empty: <run>-tuned")
+    space: list[str] = option(
+        ["notes"], "what is tuned: key=range texts such as lr=log(1e-5,1e-2); notes: by the number of trials; policy"
+    )
+    method: str = option("tpe", "how settings are suggested", choices=("tpe", "random", "grid"))
+    prune: str = option("median", "what ends a weak trial after an epoch", choices=("median", "asha", "none"))
+    trials: int = option(20, "short trainings", low=1)
+    coarse_epochs: int = option(3, "epochs of a short training", low=1)
+    fine_trials: int = option(3, "how many of the best train again, longer, beside the config as it stands", low=0)
+    fine_epochs: int = option(10, "epochs of a longer training", low=1)
+    folds: list[int] = option([0], "folds whose own rows score a trial; their OOF is optimistic afterwards", low=0)
+
+
+@dataclass
 class Config:
     """The resolved settings of one command."""
 
@@ -244,6 +261,10 @@ class Config:
     precision: str = option(
         "auto", "number format; auto: by hardware and size", choices=("auto", "fp32", "bf16", "fp16"), scope="run"
     )
+    tuned: list[int] = option(
+        [], "folds by whose own rows these settings were chosen (stage=tune writes it); the tables say so",
+        low=0, scope="run",
+    )  # fmt: skip
     device: str = option("auto", "auto | cpu | cuda | cuda:1 | mps")
 
     views: list[str] = option(["identity()"], "test-time views", part="views", scope="predict")
@@ -268,6 +289,7 @@ class Config:
     distill: Distill = field(default_factory=Distill)
     stack: Stack = field(default_factory=Stack)
     knn: Knn = field(default_factory=Knn)
+    tune: Tune = field(default_factory=Tune)
 
     arguments: dict[str, str] = field(default_factory=dict)  # as typed; a recipe's steps are composed with them
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,125 @@ def range_test(
     return _write(figure, path)
 
 
-def _sheet(title: str, across: str, up: str) -> tuple[Any, Any]:
-    """An empty figure of 800 × 400 pixels and its axes."""
+@dataclass(frozen=True)
+class Axis:
+    """One axis of parallel coordinates: texts of options, or numbers from low to high."""
+
+    label: str
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = False
+    options: tuple[str, ...] = ()
+    digits: int = 2
+
+    def place(self, value: Any) -> float:
+        """Where a value stands, 0 at the bottom to 1 at the top."""
+        if self.options:
+            return (self.options.index(value) + 0.5) / len(self.options)
+        ends = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        return ((math.log(value) if self.log else value) - ends[0]) / (ends[1] - ends[0])
+
+    def ticks(self) -> dict[str, float]:
+        """Texts beside the axis by their place: the options, or five numbers."""
+        if self.options:
+            return {_short(option, self.options): self.place(option) for option in self.options}
+        shares = [place / 4 for place in range(5)]
+        values = [self.low * (self.high / self.low) ** x if self.log else self.low + (self.high - self.low) * x
+                  for x in shares]  # fmt: skip
+        return {f"{value:.{self.digits}g}": place for value, place in zip(values, shares, strict=True)}
+
+
+def parallel(
+    title: str, axes: Sequence[Axis], trials: Sequence[tuple[Sequence[Any], float]], greater: bool, path: Path
+) -> Path:
+    """Draw trials as lines across an axis a setting, coloured by the score at the right, to a PNG; returns its path.
+
+    trials: a value an axis, None where a trial has none, and the score; the best last, drawn on top. greater: is more
+    of the score better? The worst half of the scores shares the faintest colour, lest one failure hide the rest.
+    """
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+    scores = [score for _, score in trials]
+    last = Axis("score", min(scores), max(scores) if max(scores) > min(scores) else min(scores) + 1e-9, digits=4)
+    columns = [*axes, last]
+    partial = any(value is None for values, _ in trials for value in values)
+    bottom = ABSENT - 0.05 if partial else -0.05
+    figure, sheet = _sheet(title, "", "", (max(8.0, 1.45 * len(columns) + 1), 4.5))
+    sheet.set(xlim=(-0.4, len(columns) - 0.55), ylim=(bottom, 1.05), yticks=[])
+    sheet.grid(False)
+    sheet.spines[:].set_visible(False)
+    sheet.set_xticks(range(len(columns)), [_two_lines(axis.label) for axis in columns], fontsize=9)
+    sheet.tick_params(length=0)
+    middle, best = sorted(scores)[len(scores) // 2], scores[-1]
+    shade = Normalize(*sorted((middle, best)))
+    colours = LinearSegmentedColormap.from_list("score", [FAINT, LINE] if greater else [LINE, FAINT])
+    for place, axis in enumerate(columns):
+        sheet.plot([place, place], [0, 1], color=TEXT, lw=0.8, zorder=3)
+        for text, height in axis.ticks().items():
+            page = {"fc": PAGE, "ec": "none", "pad": 0.6, "alpha": 0.75}
+            words = {"fontsize": 8, "color": TEXT, "va": "center", "zorder": 5, "parse_math": False, "bbox": page}
+            sheet.text(place + 0.04, height, text, **words)
+    for values, score in trials:
+        heights = [axis.place(value) if value is not None else ABSENT
+                   for axis, value in zip(columns, [*values, score], strict=True)]  # fmt: skip
+        top = score == best and values is trials[-1][0]
+        style = {"color": MARK if top else colours(shade(score)), "lw": 2.4 if top else 1.2, "zorder": 4 if top else 2}
+        sheet.plot(range(len(columns)), heights, solid_joinstyle="round", alpha=0.95, **style)
+    if partial:
+        sheet.text(-0.38, ABSENT, "none", fontsize=8, color=TEXT, va="center")
+    return _write(figure, path)
+
+
+ABSENT = -0.1  # the height of a value that a trial does not have
+
+
+def importance(title: str, shares: Mapping[str, float], trials: int, path: Path) -> Path:
+    """Draw how much of the differences between so many trials each setting explains, to a PNG; returns its path."""
+    from matplotlib.ticker import PercentFormatter
+
+    ordered = sorted(shares.items(), key=lambda pair: pair[1])
+    figure, axes = _sheet(title, "", "", (8, max(2.2, 1.3 + 0.42 * len(ordered))))
+    if not ordered:
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, f"{trials} finished trials do not tell", ha="center", va="center", color=TEXT)
+        return _write(figure, path)
+    axes.set_xlabel(f"share of the differences between {trials} trials (fANOVA)", color=TEXT)
+    names = [name for name, _ in ordered]
+    axes.barh(names, [share for _, share in ordered], color=LINE, height=0.6)
+    for place, (_, share) in enumerate(ordered):
+        axes.text(share + 0.01, place, f"{share:.0%}", va="center", color=TEXT, fontsize=9)
+    axes.set_xlim(0, 1.08)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(visible=False, axis="y")
+    return _write(figure, path)
+
+
+def _two_lines(label: str) -> str:
+    """A dotted name of an argument: what it belongs to above, itself below."""
+    owner, _, name = label.rpartition(".")
+    return f"{owner}\n{name}" if owner else label
+
+
+def _short(text: str, beside: Sequence[str], most: int = 18) -> str:
+    """An option without its arguments where that still tells it from those beside it."""
+    name = text.partition("(")[0]
+    if sum(other.partition("(")[0] == name for other in beside) == 1:
+        return name
+    text = text.strip("'")
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _sheet(
+    title: str, across: str, up: str, size: tuple[float, float] = (8, 4)
+) -> tuple[Any, Any]:  # fmt: skip
+    """An empty figure of this size in hundreds of pixels, and its axes."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), facecolor=PAGE, layout="constrained")
+    figure = Figure(figsize=size, facecolor=PAGE, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title("\n".join(textwrap.wrap(title, 80)), color=TEXT, fontsize=12, loc="left", parse_math=False)
+    axes.set_title(
+        "\n".join(textwrap.wrap(title, round(10 * size[0]))), color=TEXT, fontsize=12, loc="left", parse_math=False
+    )
     axes.set_xlabel(across, color=TEXT)
     axes.set_ylabel(up, color=TEXT)
     axes.grid(color=FAINT, lw=0.6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -182,7 +183,7 @@ class Run:
     def selected(self) -> str:
         """What was selected on each member's own fold, whose OOF that flatters, or an empty text (law 2)."""
         found = own_fold(self.as_trained()) if self.stored() else []
-        return f"selected on its own fold: {' '.join(found)}" if found else ""
+        return "; ".join(filter(None, [f"selected on its own fold: {' '.join(found)}" if found else "", self.mark]))
 
     def command(self, stage: str) -> str:
         """What a message says to run a stage on this run."""
@@ -259,6 +260,11 @@ class Run:
     # --- status ---
 
     @property
+    def mark(self) -> str:
+        """What the tables say beside this run's scores: whose rows chose its settings; or an empty text."""
+        return chosen_on(self.stored().get("settings", {}).get("tuned", []))
+
+    @property
     def rejected(self) -> str:
         """Why later steps leave this run out, or an empty text."""
         path = self.folder / "status.json"
@@ -267,6 +273,17 @@ class Run:
     def reject(self, why: str) -> None:
         """Keep the run on disk, but out of later steps."""
         artefacts.write_json(self.folder / "status.json", {"rejected": why})
+
+
+def chosen_on(folds: Sequence[int]) -> str:
+    """The mark of settings that stage=tune chose by the own rows of these folds; empty without any (law 2)."""
+    its = "its OOF there is optimistic"
+    return f"tuned on {listed_folds(sorted(set(folds)))}: {its}" if folds else ""
+
+
+def listed_folds(folds: Sequence[int]) -> str:
+    """``fold 0``, ``folds 0, 2``."""
+    return f"fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"
 
 
 def test_parts(rows: int, count: int, seed: int) -> np.ndarray:

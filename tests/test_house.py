@@ -22,9 +22,10 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["stacking", "policies", "surgery", "segmenters"],
     ["fitting"],
     ["backbone_names", "symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
+    ["recommended"],
     ["config", "nested"],
-    ["artefacts", "cutting", "hardware"],
-    ["files", "plots", "advice", "course"],
+    ["artefacts", "cutting", "hardware", "spaces"],
+    ["files", "plots", "advice", "course", "study"],
     ["images", "tables"],
     ["masks", "whitening"],
     ["competition", "submission"],
@@ -32,11 +33,11 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["extra"],
     ["encoders"],
     ["runs", "stores", "data", "network", "journal"],
-    ["learner", "infer"],
+    ["learner", "infer", "tuned"],
     ["checkpoint", "embed", "objective"],
     ["engine", "prediction"],
     ["training"],
-    ["checks"],
+    ["checks", "tuning"],
     ["ranges"],
     ["pace"],
     ["stages", "stages.*"],
@@ -44,8 +45,8 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
 ]
 SIDEWAYS = ("stages", "parts", "tasks", "doctor", "discover")  # within these, one module may use another
 HEAVY = ("surgery", "segmenters")  # changes torch modules; the parts that use it import it when they are called
-LIGHT = [floor for names in FLOORS[:13] for floor in names if not floor.endswith("*") and floor not in HEAVY]
-LIGHT += ["runs", "stages"]
+LIGHT = [floor for names in FLOORS[:14] for floor in names if not floor.endswith("*") and floor not in HEAVY]
+LIGHT += ["runs", "stages", "tuned"]
 TASK_NAMES = {*tasks.names(), "segmentation", "retrieval"}
 
 

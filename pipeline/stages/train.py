@@ -115,6 +115,7 @@ def outcome(run: Run, seconds: float, reused: bool) -> Outcome:
         note = f"{note or 'last epoch'}, stopped early on its own fold"
     if following := followers(config):
         note = "; ".join(filter(None, [note, f"{OWN_FOLD}: {' '.join(following)}"]))
+    note = "; ".join(part for part in (note, run.mark) if part)
     folds = "all folds" if len(final) == run.count else f"fold {','.join(map(str, asked))}"
     say(f"{shown(run.folder)}: {config.metric} {np.mean(final):.4f}{error} on {folds}" + (f" ({note})" if note else ""))
     score = f"{np.mean(final):.4f}{error}"
