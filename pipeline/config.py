@@ -252,6 +252,7 @@ class Config:
     finetune: str = option("all_alike()", "which weights learn, and how fast", part="finetunes", scope="run")
     mix: str = option("none()", "mixing of a batch's images and labels", part="mixes", scope="run")
     sampler: str = option("shuffle()", "order and frequency of the training rows", part="samplers", scope="run")
+    sizes: str = option("fixed()", "size of the training batches, over steps and epochs", part="sizes", scope="run")
     average: str = option("none()", "average of the weights over steps", part="averages", scope="run")
     select: str = option(
         "last", "the epoch that predicts: the last, the best on its own fold, or one for all folds",

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from pipeline.config import Config
 from pipeline.hardware import physical_cores
 from pipeline.images import Images
 from pipeline.parts import augments
+
+SIZE = 1  # tells the draw of a batch's size from the other draws of its step
 
 
 @dataclass
@@ -60,6 +62,7 @@ class Batch:
     """A batch on the device: images (B, C, H, W) uint8 in channels_last; the rest as in ``Table``.
 
     With augment=several() images are (V·B, C, H, W), one view of all rows after the other.
+    size: side in pixels at which the network is to see it; 0: as it is.
     """
 
     images: torch.Tensor
@@ -67,11 +70,13 @@ class Batch:
     weights: torch.Tensor
     soft: torch.Tensor | None = None
     share: torch.Tensor | None = None
+    size: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device, without waiting for the copy."""
         parts = (self.images, self.targets, self.weights, self.soft, self.share)
-        return Batch(*(None if p is None else p.to(device, non_blocking=True) for p in parts))  # type: ignore[arg-type]
+        moved = (None if p is None else p.to(device, non_blocking=True) for p in parts)
+        return Batch(*moved, size=self.size)  # type: ignore[arg-type]
 
 
 class Joined:
@@ -117,6 +122,7 @@ class Loader:
         self.images, self.table, self.seed, self.most = images, table, config.seed, most
         self.batch_size = min(config.batch_size, len(table))
         self.sampler = registry.build("samplers", config.sampler)
+        self.sizes = registry.build("sizes", config.sizes)(config.image_size, config.epochs)
         transforms = registry.build("augments", config.augment)(config.image_size)
         self.transforms, self.further, self.views = augments.parted(transforms)
         self.waited = 0.0
@@ -131,6 +137,11 @@ class Loader:
         """The places of the table's rows in this epoch."""
         return self.sampler(self.table.targets, draw(self.seed, epoch))
 
+    def size(self, epoch: int, step: int) -> int:
+        """The side in pixels of a batch, drawn from (seed, epoch, step); beyond the last epoch as in it."""
+        allowed = self.sizes[min(epoch, len(self.sizes) - 1)]
+        return allowed[int(draw(self.seed, epoch, step, SIZE).integers(len(allowed)))]
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step ``start`` on, prepared ahead by a thread."""
         order = self.order(epoch)
@@ -139,7 +150,8 @@ class Loader:
             with _Augmenter(self.transforms) as augment, _Augmenter(self.further) as change:
                 for step in range(start, self.steps):
                     places = order[step * self.batch_size : (step + 1) * self.batch_size]
-                    yield self._batch(places, epoch, augment, change)
+                    batch = self._batch(places, epoch, augment, change)
+                    yield replace(batch, size=self.size(epoch, step))
 
         self.waited = 0.0
         for batch, waited in prefetch(batches()):

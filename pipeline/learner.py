@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from pipeline import registry
 from pipeline.config import Config
@@ -41,7 +43,7 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch, generator: np.random.Generator) -> torch.Tensor:
         """The mean loss of a batch, each row by its weight; generator draws what a mix draws."""
-        images = self.network.prepare(batch.images)
+        images, batch = at_size(self.network.prepare(batch.images), batch)
         if self.mix is not None:
             images, batch = self._mixed(images, batch, generator)
         if self.auxiliary is None:
@@ -75,6 +77,17 @@ class Learner(nn.Module):
         targets, weights, *taught = mixed.split([part.shape[1] for part in parts], dim=1)
         soft, share = (taught[0], taught[1][:, 0]) if taught else (None, None)
         return images, Batch(batch.images, targets, weights[:, 0], soft, share)
+
+
+def at_size(images: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Batch]:
+    """Images (bilinear, smoothed where they shrink), and targets that are planes of pixels, at the batch's size."""
+    side = (batch.size, batch.size)
+    if not batch.size or images.shape[-2:] == side:
+        return images, batch
+    images = functional.interpolate(images, size=side, mode="bilinear", antialias=True)
+    if batch.targets.ndim == images.ndim:
+        batch = replace(batch, targets=functional.interpolate(batch.targets, size=side, mode="nearest-exact"))
+    return images.contiguous(memory_format=torch.channels_last), batch
 
 
 def mixes(config: Config) -> bool:

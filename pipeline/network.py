@@ -129,6 +129,22 @@ def build(blueprint: Blueprint, pretrained: bool = False, weights: str = "") -> 
     return Network(blueprint, backbone, backbone.num_features)
 
 
+def check_sizes(network: Network, sizes: list[int], text: str) -> None:
+    """UserError unless the network takes each of these sizes beside its own; text: the config's ``sizes``."""
+    plan, was_training = network.blueprint, network.training
+    for size in [size for size in sizes if size != plan.image_size]:
+        try:
+            with torch.no_grad():
+                network.eval().outputs(torch.zeros(2, plan.channels, size, size))
+        except (AssertionError, RuntimeError, ValueError) as fault:
+            reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+            raise UserError(
+                f"sizes={text}, but {plan.backbone} takes no {size} px ({reason}): it is made for one size, or that is "
+                "too small; use sizes=fixed(), or other shares of image_size"
+            ) from fault
+    network.train(was_training)
+
+
 def from_checkpoint(content: dict[str, Any]) -> Network:
     """The network of a ``best.ckpt``, with its weights, ready to predict."""
     network = build(Blueprint(**content["blueprint"]))

@@ -100,7 +100,10 @@ def fresh_network(run: Run, task: Task, held_out: tuple[int, ...]) -> network.Ne
     config = run.config
     torch.manual_seed(int(draw(config.seed, *held_out, len(held_out)).integers(2**63)))
     weights = str(root() / config.weights) if config.weights else ""
-    return network.new(blueprint(run, task, held_out), config.pretrained, weights)
+    fresh = network.new(blueprint(run, task, held_out), config.pretrained, weights)
+    planned = registry.build("sizes", config.sizes)(config.image_size, config.epochs)
+    network.check_sizes(fresh, sorted({size for epoch in planned for size in epoch}), config.sizes)
+    return fresh
 
 
 def blueprint(run: Run, task: Task, held_out: tuple[int, ...]) -> network.Blueprint:

@@ -11,7 +11,7 @@ KINDS = {
     "losses": "loss", "pools": "pool", "heads": "head", "augments": "augment", "mixes": "mix", "samplers": "sampler",
     "optims": "optim", "schedules": "schedule", "averages": "average", "norms": "norm", "activations": "activation",
     "stems": "stem", "finetunes": "finetune", "preprocesses": "data.preprocess",
-    "normalises": "data.normalise",
+    "normalises": "data.normalise", "sizes": "sizes",
     "auxiliaries": "auxiliary",
 }  # fmt: skip
 TASKS = {"classes": "multiclass()", "labels": "multilabel()", "numbers": "regression()"}
