@@ -147,8 +147,10 @@ def lanes(p: Picture) -> None:
     p.stage(6.9, 5.77, 0.6, 0.4, "tune")
     p.stage(7.56, 5.77, 0.6, 0.4, "knn")
     p.path((7.86, 5.77), (7.86, 5.38))
-    p.stage(8.22, 5.77, 0.94, 0.4, "adopt")
+    p.stage(8.22, 5.77, 0.84, 0.4, "adopt")
     p.path((8.34, 5.77), (8.34, 5.38))
+    p.stage(9.12, 5.77, 1.02, 0.4, "features")
+    p.path((9.3, 5.77), (8.46, 5.36))
 
 
 def level_two(p: Picture) -> None:

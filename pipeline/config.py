@@ -216,6 +216,19 @@ class Tune:
 
 
 @dataclass
+class Features:
+    """Other models than networks, on descriptors of the images."""
+
+    descriptors: list[str] = option(
+        ["hog()", "colour_histogram()"], "what describes an image, side by side", part="descriptors"
+    )
+    classifier: str = option(
+        "", "what learns from descriptors; empty: logistic(), or ridge() of numbers", part="classifiers"
+    )
+    components: int = option(512, "principal components that are kept of the descriptors; 0: all columns", low=0)
+
+
+@dataclass
 class Config:
     """The resolved settings of one command."""
 
@@ -291,6 +304,7 @@ class Config:
     stack: Stack = field(default_factory=Stack)
     knn: Knn = field(default_factory=Knn)
     tune: Tune = field(default_factory=Tune)
+    features: Features = field(default_factory=Features)
 
     arguments: dict[str, str] = field(default_factory=dict)  # as typed; a recipe's steps are composed with them
 

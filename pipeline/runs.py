@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,7 +21,9 @@ from pipeline.folds import asked_folds, learns_from, read_folds
 from pipeline.tasks import Task
 
 LIBRARIES = ("torch", "timm", "albumentations", "numpy", "opencv-python-headless")
-HEADER = "# Written by stage=train: what defines this run and what it was trained on. Edit configs/, not this file.\n"
+HEADER = (
+    "# Written by the stage that made it: what defines this run and what it learned. Edit configs/, not this file.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Run:
 
     config: Config
     name: str
+    maker: ClassVar[str] = "train"  # the stage that makes such a run
 
     @property
     def folder(self) -> Path:
@@ -89,6 +92,26 @@ class Run:
 
         return dict(read_yaml(self.file.relative_to(root()))) if self.file.is_file() else {}
 
+    @property
+    def made_by(self) -> str:
+        """The stage that made the run; empty where there is none, or only foreign predictions."""
+        return str(self.stored().get("stage", "train")) if self.stored() else ""
+
+    @property
+    def has_networks(self) -> bool:
+        """Whether its members can answer other images than those they were asked about."""
+        return self.made_by == "train"
+
+    def machine(self) -> dict[str, Any]:
+        """Device, number format and threads for a new run."""
+        from pipeline import hardware
+
+        return hardware.choose(self.config).facts()
+
+    def begun(self) -> bool:
+        """Whether there is work that other settings would be at odds with."""
+        return any(self.folder.glob("*/*.ckpt"))
+
     def settings(self) -> dict[str, Any]:
         """What defines the run; the metric only where it chooses something."""
         settings = scoped(self.config, "run")
@@ -115,18 +138,19 @@ class Run:
         Returns the stored content. Raises UserError that shows the difference and offers run=NAME.
         """
         settings, inputs, stored = self.settings(), self.inputs(), self.stored()
+        if self.made_by not in ("", self.maker) and not self.config.overwrite:
+            raise UserError(f"the run {self.name} was made by stage={self.made_by}; {self._way()}")
         if self.config.overwrite:
-            same = stored.get("settings") == settings and stored.get("inputs") == inputs
+            same = (self.made_by, stored.get("settings"), stored.get("inputs")) == (self.maker, settings, inputs)
             self.clear([self.member(held_out) for held_out in self.asked()] if same else None)
             stored = self.stored()
-        if stored and any(self.folder.glob("*/*.ckpt")):
+        if stored and self.begun():
             self._compare(settings, inputs, stored)
             return stored
-        from pipeline import hardware
-
         content = {
+            "stage": self.maker,
             "settings": settings,
-            "hardware": hardware.choose(self.config).facts(),
+            "hardware": self.machine(),
             "inputs": inputs,
             "versions": {name: _version(name) for name in LIBRARIES},
             "commit": artefacts.commit(),
@@ -176,13 +200,17 @@ class Run:
         stored = self.stored()
         if not stored:
             raise UserError(f"the run {self.name} does not exist; train it first: {self.command('train')}")
+        if not self.has_networks:
+            raise UserError(
+                f"run={self.name}, but stage={self.made_by} made it, and it has no networks; name a run of stage=train"
+            )
         known = {key.replace(".", "__"): value for key, value in stored["settings"].items() if key in keys()}
         return replace(self.config, run=self.name, **known)
 
     @property
     def selected(self) -> str:
         """What was selected on each member's own fold, whose OOF that flatters, or an empty text (law 2)."""
-        found = own_fold(self.as_trained()) if self.stored() else []
+        found = own_fold(self.as_trained()) if self.has_networks else []
         return "; ".join(filter(None, [f"selected on its own fold: {' '.join(found)}" if found else "", self.mark]))
 
     def command(self, stage: str) -> str:
@@ -253,7 +281,8 @@ class Run:
             fold = held_out[0]
             raise UserError(
                 f"{shown(path)} is missing: run {self.name} has no predictions of fold {fold}; make them with "
-                f"{self.command('train')} fold={fold}, then {self.command('predict')}"
+                f"{self.command(self.made_by or 'train')} fold={fold}"
+                + (f", then {self.command('predict')}" if self.made_by in ("", "train") else "")
             )
         return path
 
@@ -310,7 +339,7 @@ def beside(run: Run, key: str) -> list[Run]:
         views = [made_by.get(name) for name in ("views", "scales", "merge")]
         return {**settings, key: None}, stored.get("inputs"), views
 
-    others = [other for other in predicted_runs(run.config) if other.name != run.name and other.stored()]
+    others = [other for other in predicted_runs(run.config) if other.name != run.name and other.has_networks]
     return [other for other in others if rest(other) == rest(run)]
 
 

@@ -159,6 +159,18 @@ def test_neighbours_in_the_embedding_stay_at_chance(canary):
     assert canary.oof("tiny-knn") <= LIMIT
 
 
+def test_models_of_descriptors_stay_at_chance(canary):
+    described = "features.descriptors=raw_pixels(size=8),visual_words(words=60,patch=3,stride=1,size=8)"
+    for name in ("svm()", "lightgbm(leaf_rows=2)", "logistic(penalty=1e-4)"):
+        canary.run("stage=features", "run=described", described, f"features.classifier={name}", "overwrite=true")
+        assert canary.oof("described") <= LIMIT
+    run = Run(small.config(), "described")
+    for fold, test in enumerate(run.tests()):
+        own, chance = run.folds != fold, CHANCE + 4 * math.sqrt(CHANCE * (1 - CHANCE) / (ROWS / FOLDS))
+        assert accuracy(test.values[own], truth()[own]) >= 0.95, "else the canary could not sing: it knows its own rows"
+        assert accuracy(test.values[~own], truth()[~own]) <= chance
+
+
 def test_a_stack_stays_at_chance(canary, pseudo, student):
     canary.run("stage=knn", "run=tiny")
     canary.run("stage=stack", f"stack.members=tiny,tiny-knn,{pseudo},{student}")

@@ -421,3 +421,54 @@ def test_runs_of_other_folds_are_left_out_and_said(root, project):
     stopped = project.run("stage=stack", "folds.seed=7", "stack.methods=single")
     assert stopped.code == 2
     assert "made on other folds; train it again" in stopped.out
+
+
+# --- models of descriptors ----------------------------------------------------------------------------------------
+
+
+def test_what_is_fitted_to_descriptors_sees_the_members_own_rows_alone(root, project, monkeypatch):
+    """The codebook, scales and components, and the model with all that it chooses; labels of no other row."""
+    from pipeline import description
+    from pipeline.parts import classifiers, descriptors
+
+    books, tables, fitted = [], [], []
+    fit_words, scaled, fit = descriptors.visual_words.fit, description.scaled, classifiers.logistic.fit
+
+    def spy_words(self, store, rows, generator):
+        books.append(rows.tolist())
+        fit_words(self, store, rows, generator)
+
+    def spy_model(self, rows, targets, groups):
+        fitted.append((len(rows), targets.argmax(axis=1).tolist(), groups.tolist()))
+        return fit(self, rows, targets, groups)
+
+    monkeypatch.setattr(descriptors.visual_words, "fit", spy_words)
+    monkeypatch.setattr(classifiers.logistic, "fit", spy_model)
+    monkeypatch.setattr(
+        description, "scaled", lambda *parts: (tables.append([len(p) for p in parts]), scaled(*parts))[1]
+    )
+    words = "visual_words(words=4,patch=4,size=8)"
+    ended = project.run("stage=features", f"features.descriptors=raw_pixels(size=8),{words}")
+    assert ended.code == 0, ended.err
+    own = [np.flatnonzero(folds() != fold).tolist() for fold in (0, 1)]
+    truth = Multiclass(CLASSES).targets(load(small.config()).targets)
+    assert books == own
+    assert tables == [[16, 16, 8]] * 4
+    assert fitted == [(16, truth[rows].tolist(), folds()[rows].tolist()) for rows in own]
+
+
+def test_what_scales_descriptors_is_that_of_the_first_table():
+    from pipeline.description import principal, scaled
+
+    generator = np.random.default_rng(0)
+    known, wanted, test = (generator.normal(m, 1 + m, (40, 6)).astype(np.float32) for m in (0, 5, 9))
+    tables = scaled(known, wanted, test)
+    np.testing.assert_allclose(tables[0].mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(tables[0].std(axis=0), 1, atol=1e-5)
+    np.testing.assert_allclose(tables[1], (wanted - known.mean(axis=0)) / known.std(axis=0), rtol=1e-4)
+    again = scaled(known, 100 * wanted, test[:3])
+    assert (again[0] == tables[0]).all()
+    shorter = [part[:, :2] for part in principal([known, wanted, test], 6)]
+    for part, other in zip(shorter, principal([known, 7 * wanted, test], 2), strict=True):
+        if other.shape == part.shape and part is not shorter[1]:
+            np.testing.assert_allclose(other, part, atol=1e-4)

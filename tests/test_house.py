@@ -20,7 +20,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["errors", "console", "environment", "torchvision_fix", "forms", "rle"],
     ["registry", "archives", "patterns", "pictures", "windows"],
     ["stacking", "policies", "surgery", "segmenters"],
-    ["fitting"],
+    ["fitting", "linear"],
     ["backbone_names", "symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
     ["recommended"],
     ["config", "nested"],
@@ -37,7 +37,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["checkpoint", "embed", "objective"],
     ["engine", "prediction"],
     ["training"],
-    ["checks", "tuning"],
+    ["checks", "description", "tuning"],
     ["ranges"],
     ["pace"],
     ["stages", "stages.*"],
@@ -147,10 +147,11 @@ def test_light_stages_load_no_torch(project):
     small_competition.predict(small_competition.config(), "mate", np.full((4, 3), 1 / 3, dtype=np.float32))
     lines = [
         "help", "help stages", "help parts", "help focal", "stage=split", "stage=split folds.count=3 overwrite=true",
-        "stage=split folds.count=2 overwrite=true", "stage=submit source=mate", "stage=score", "stage=trian",
+        "stage=split folds.count=2 overwrite=true", "stage=submit source=mate", "stage=score", "stage=features",
+        "stage=trian",
         "stage=train backbone=resnet81", "stage=train loss=focl", "stage=predict views=hflip run=mate",
     ]  # fmt: skip
-    codes = [0] * 9 + [2] * 4
+    codes = [0] * 10 + [2] * 4
     assert loaded_after(RUN.format(lines, codes), project.root) == "[]"
 
 

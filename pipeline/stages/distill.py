@@ -66,7 +66,7 @@ def find_teachers(config: Config, student: str) -> list[Run]:
         return [Run(config, name) for name in config.distill.teacher]
     runs = [r for r in predicted_runs(config) if r.name != student and not _learned_from(r, "train.soft")]
     if config.distill.source != "oof":
-        runs = [r for r in runs if r.stored()]  # an adopted run, or neighbours, have no models to label rows with
+        runs = [r for r in runs if r.has_networks]  # else no models to label rows with: adopted, neighbours, features
     if config.distill.source == "pair":
         runs = [r for r in runs if not _learned_from(r, "train.labels")]
     if not runs:
@@ -168,8 +168,9 @@ def _by_member(teacher: Run, task: Task, held_out: tuple[int, ...], rows: np.nda
 
 
 def _check_models(teacher: Run) -> None:
-    if not teacher.stored():
+    if not teacher.has_networks:
+        made = f"stage={teacher.made_by} keeps none" if teacher.made_by else "an adopted run has none"
         raise UserError(
-            f"distill.teacher={teacher.name}, but it cannot label rows anew, since an adopted run has no models; use "
+            f"distill.teacher={teacher.name}, but it cannot label rows anew, for want of networks: {made}; use "
             "distill.source=oof, or another distill.teacher=RUN"
         )

@@ -120,6 +120,7 @@ def check(config: Config) -> None:
         "metric": ("metrics", config.metric, known["form"]),
         "folds.method": ("splits", config.folds.method, known["form"]),
         "merge": ("merges", config.merge, known["form"]),
+        "features.classifier": ("classifiers", config.features.classifier, known["learns"]),
     }
     for key, (kind, call, form) in given.items():
         for one in registry.unfold(kind, call) if call else ():
