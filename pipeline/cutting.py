@@ -76,19 +76,21 @@ class Choice:
 
 def choose(
     images: Images, folds: np.ndarray, metric: str, cut: str, classes: int, *,
-    most: int = MOST, seed: int = 0, threads: int = 1,
+    most: int | None = None, seed: int = 0, threads: int = 1,
 ) -> Choice:  # fmt: skip
     """The cut to use, from OOF maps and truth.
 
     images: called with places below N, by several threads if asked; it is called once a searched argument for each
     image, and nothing of it is kept. folds: (N,) int64. metric, cut: call-strings; what the cut's names is not
-    searched. classes: of the metric. most: above that many images a drawn sample is looked at.
+    searched. classes: of the metric. most: above that many images a drawn sample is looked at; the cut's own number, or
+    MOST.
     """
+    part, asked = registry.bind("cuts", cut)
+    most = most or part.facts.get("most", MOST)
     rows = np.sort(np.random.default_rng([seed, len(folds)]).permutation(len(folds))[:most])
     table = Table(images, rows, metric, classes, threads)
     fold_of = parts_of(folds[rows], seed)
     known = np.unique(fold_of).tolist()
-    part, asked = registry.bind("cuts", cut)
     start = Call(part.name, {**part.arguments, **asked.arguments})
     table.fill([start])
     learns = [np.ones(len(rows), dtype=bool), *(fold_of != fold for fold in known)]

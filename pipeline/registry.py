@@ -39,7 +39,8 @@ def part(source: str = "", **facts: Any) -> Callable[[Any], Any]:
     a view's symmetry; literals are known without importing the module, others (a function) once it is built. The fact
     ``allowed={"gamma": (0, None), "border": ("reflect", "constant")}`` gives inclusive bounds (None: open) or choices
     of the user's arguments; it is checked with their names and types, before any work. ``calls={"loss": "losses"}``
-    names arguments that are call-strings themselves, or lists of them.
+    names arguments that are call-strings themselves, or lists of them; ``inner={"loss": "pixelwise"}`` names a fact
+    that these must declare.
     """
 
     def mark(thing: Any) -> Any:
@@ -159,6 +160,7 @@ def bind(kind: str, text: str) -> tuple[Part, Call]:
         raise UserError(f"{text!r}: {chosen.signature} needs {', '.join(missing)}")
     for other, inner in _inner(chosen, call):
         bind(other, inner)
+    _check_inner(text, chosen, call)
     return chosen, call
 
 
@@ -183,6 +185,15 @@ def _inner(chosen: Part, call: Call) -> Iterator[tuple[str, str]]:
     for name, kind in chosen.facts.get("calls", {}).items():
         value = {**chosen.arguments, **call.arguments}[name]
         yield from ((kind, text) for text in ([value] if isinstance(value, str) else value))
+
+
+def _check_inner(text: str, chosen: Part, call: Call) -> None:
+    for name, fact in chosen.facts.get("inner", {}).items():
+        kind, value = chosen.facts["calls"][name], {**chosen.arguments, **call.arguments}[name]
+        for one in [value] if isinstance(value, str) else value:
+            if not find(kind, parse(one).name).facts.get(fact):
+                fit = ", ".join(other for other, part in parts(kind).items() if part.facts.get(fact))
+                raise UserError(f"{text!r}: {name}={one!r}, but {name} must be {fact}; those that are: {fit}")
 
 
 def build(kind: str, text: str) -> Callable[..., Any]:

@@ -156,6 +156,9 @@ def test_a_large_set_is_searched_on_a_drawn_sample() -> None:
     assert "12 drawn of 40" in str(found)
     again = choose(pairs.__getitem__, FOLDS, "dice()", "threshold(min_size=0,holes=0,gate=0)", 1, most=12)
     assert np.array_equal(found.rows, again.rows)
+    tiny = (np.zeros((1, 1, 1), np.float32), np.zeros((1, 1), np.int32))
+    slow = choose(lambda row: tiny, np.arange(999) % 5, "object_precision_over_iou()", "watershed(by='shape')", 1)
+    assert len(slow.rows) == registry.facts("cuts", "watershed()")["most"] < 999
 
 
 @pytest.mark.parametrize("missing", [False, True])

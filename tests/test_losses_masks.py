@@ -49,7 +49,7 @@ PIXELWISE = [
     (name, form)
     for name, part in registry.parts("losses").items()
     for form in part.facts["takes"]
-    if form in ("masks", "class_masks") and hasattr(part.load(), "__wrapped__")
+    if form in ("masks", "class_masks") and part.facts.get("pixelwise")
 ]
 
 
@@ -58,6 +58,8 @@ def call_of(name: str) -> str:
 
 
 def test_the_losses_of_rows_that_serve_pixels() -> None:
+    decorated = {name for name, part in registry.parts("losses").items() if hasattr(part.load(), "__wrapped__")}
+    assert decorated == {name for name, _ in PIXELWISE}
     assert {name for name, form in PIXELWISE if form == "masks"} == {"bce", "focal_labels", "asymmetric"}
     assert {name for name, form in PIXELWISE if form == "class_masks"} == {
         "cross_entropy", "focal", "weighted_cross_entropy", "poly1", "symmetric_cross_entropy", "bi_tempered",
@@ -75,6 +77,24 @@ def test_a_pixelwise_loss_is_the_mean_of_that_of_its_known_pixels(name: str, for
         each = [loss(logits[row, :, y, x][None], target[row, :, y, x][None]).item() for y, x in places]
         expected[row] = sum(each) / len(each) if each else 0.0
     torch.testing.assert_close(loss(logits, target), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["masks", "class_masks"])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_distillation_of_maps_is_the_mean_of_that_of_its_known_pixels(form: str, temperature: float) -> None:
+    logits, teacher = drawn(form, soft=True)
+    distil = losses.DISTILLATIONS[form]
+    expected = torch.zeros(B)
+    for row in range(B):
+        places = [(y, x) for y in range(H) for x in range(W) if min(pixel(teacher, row, y, x)) >= 0]
+        rows = [(logits[row, :, y, x][None], teacher[row, :, y, x][None]) for y, x in places]
+        expected[row] = sum(distil(*pair, temperature=temperature).item() for pair in rows) / max(len(rows), 1)
+    logits.requires_grad_()
+    found = distil(logits, teacher, temperature=temperature)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    found.sum().backward()
+    assert torch.isfinite(logits.grad).all()
+    assert (logits.grad[teacher < 0] == 0).all()
 
 
 # --- overlaps -----------------------------------------------------------------------------------------------------
@@ -279,10 +299,9 @@ def test_hard_pixels_are_the_largest_of_each_image(k: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["boundary", "hard_pixels"])
-def test_a_loss_without_a_value_a_pixel_is_refused(name: str) -> None:
-    logits, target = drawn("masks")
-    with pytest.raises(UserError, match=r"dice\(\).*no value a pixel; those that do: .*bce"):
-        registry.build("losses", f"{name}(loss='dice()')")(logits, target)
+def test_a_loss_without_a_value_a_pixel_is_refused_before_any_work(name: str) -> None:
+    with pytest.raises(UserError, match=r"loss='dice\(\)', but loss must be pixelwise; those that are: .*bce"):
+        registry.bind("losses", f"{name}(loss='dice()')")
 
 
 def test_a_sum_of_losses_of_maps_is_their_sum() -> None:

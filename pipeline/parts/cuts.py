@@ -6,7 +6,8 @@ int32, 0 the ground and 1, 2, … the objects. A run's decision is the call-stri
 
 Facts: ``takes``, the form of the answer. ``search``: the arguments that a nested search may choose, in its order, and
 the values that it tries (``pipeline/cutting.py``); those that a call-string names stay as they are. ``each``: the
-arguments that may be a list, a number a class, and the class that the list begins with.
+arguments that may be a list, a number a class, and the class that the list begins with. ``most``: how many images a
+search looks at, if the cut is slow.
 
 Sizes are in pixels of the answer; one below 1 is a share of the image's area. Pixels are fit for objects of one scale,
 shares for images of many resolutions of the same scene. Components and objects hold together at corners (of 8
@@ -143,6 +144,7 @@ class components:
         "seed_size": (0, 4, 16),
         "holes": (0, 16, 128, 1024),
     },
+    most=150,
 )  # fmt: skip
 class watershed:
     """Objects that touch are parted: seeds grow over the inside, downhill, until they meet.
@@ -214,7 +216,7 @@ def _large(mask: np.ndarray, least: float) -> np.ndarray:
     _, labels, facts, _ = cv2.connectedComponentsWithStats(_bytes(mask), connectivity=8)
     keep = facts[:, cv2.CC_STAT_AREA] >= least
     keep[0] = False
-    return np.asarray(keep[labels])
+    return keep.take(labels)
 
 
 def _holes(mask: np.ndarray, most: float) -> np.ndarray:
@@ -223,7 +225,7 @@ def _holes(mask: np.ndarray, most: float) -> np.ndarray:
     left, top, width, height, area = facts.T
     hole = (left > 0) & (top > 0) & (left + width < mask.shape[1]) & (top + height < mask.shape[0]) & (area <= most)
     hole[0] = False  # the mask itself
-    return np.asarray(hole[labels])
+    return hole.take(labels)
 
 
 def _labels(mask: np.ndarray) -> np.ndarray:
@@ -242,7 +244,7 @@ def _numbered(labels: np.ndarray, least: float) -> np.ndarray:
     keep = (areas >= least) & (areas > 0)
     keep[0] = False
     numbers: np.ndarray = (np.cumsum(keep) * keep).astype(np.int32)
-    return numbers[labels]
+    return numbers.take(labels)
 
 
 def _each(name: str, value: Numbers, count: int) -> list[float]:

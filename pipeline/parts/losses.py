@@ -18,7 +18,7 @@ rows are of each class, (C,), or is None where targets are no classes. ``cosines
 head ``cosine``, and loss and head must be given the same s. ``memory=True``: a last positional argument is a tensor (),
 0 at first, that the loss changes from batch to batch; it lies in the checkpoint. ``views=True``: the loss compares
 several views of each row, and gets them one after the other. ``calls``: the arguments that hold call-strings, and of
-what kind.
+what kind. ``pixelwise=True``: see above.
 """
 
 from __future__ import annotations
@@ -61,10 +61,7 @@ def pixels(call: str, outputs: Tensor, target: Tensor) -> Tensor:
     """The value (B, H, W) of each pixel by a pixelwise loss of this call-string, whatever it is at void ones."""
     built = registry.build("losses", call)
     assert isinstance(built, functools.partial)
-    if not hasattr(built.func, "__wrapped__"):
-        fit = [name for name, part in registry.parts("losses").items() if hasattr(part.load(), "__wrapped__")]
-        raise UserError(f"loss={call!r} gives no value a pixel; those that do: {', '.join(fit)}")
-    each: Tensor = built.func.__wrapped__(outputs, target.clamp(min=0), **built.keywords)
+    each: Tensor = built.func.__wrapped__(outputs, target.clamp(min=0), **built.keywords)  # type: ignore[attr-defined]
     return each
 
 
@@ -84,6 +81,7 @@ def mean_of(values: Tensor, weights: Tensor) -> Tensor:
 @part(
     source="torch.nn.functional.cross_entropy; smoothing: Szegedy et al. 2016, sec. 7",
     takes=("classes", "class_masks"),
+    pixelwise=True,
     allowed={"smoothing": (0, 1)},
     initial=lambda classes, smoothing=0.0: math.log(classes),
 )
@@ -101,6 +99,7 @@ def cross_entropy(logits: Tensor, target: Tensor, *, smoothing: float = 0.0) -> 
 @part(
     source="Lin et al. 2017, eq. 4, over the softmax",
     takes=("classes", "class_masks"),
+    pixelwise=True,
     allowed={"gamma": (0, None)},
     initial=lambda classes, gamma=2.0: (1 - 1 / classes) ** gamma * math.log(classes),
 )
@@ -139,6 +138,7 @@ def hinge(logits: Tensor, target: Tensor, *, margin: float = 1.0) -> Tensor:
 @part(
     source="torch.nn.functional.cross_entropy; King & Zeng 2001, eq. 8",
     takes=("classes", "class_masks"),
+    pixelwise=True,
     allowed={"smoothing": (0, 1)},
 )
 @pixelwise
@@ -183,6 +183,7 @@ def balanced_cross_entropy(
 @part(
     source="Leng et al. 2022, PolyLoss, Poly-1",
     takes=("classes", "class_masks"),
+    pixelwise=True,
     allowed={"epsilon": (-1, None)},
     initial=lambda classes, epsilon=1.0: math.log(classes) + epsilon * (1 - 1 / classes),
 )
@@ -199,6 +200,7 @@ def poly1(logits: Tensor, target: Tensor, *, epsilon: float = 1.0) -> Tensor:
 @part(
     source="Wang et al. 2019 (Symmetric cross entropy for robust learning with noisy labels)",
     takes=("classes", "class_masks"),
+    pixelwise=True,
     allowed={"alpha": (0, None), "beta": (0, None), "log_zero": (None, 0)},
     initial=lambda classes, alpha=0.1, beta=1.0, log_zero=-4.0: (
         alpha * math.log(classes) - beta * log_zero * (1 - 1 / classes)
@@ -225,6 +227,7 @@ def _first_bi_tempered(classes: int, t1: float = 0.8, t2: float = 1.2, iteration
 @part(
     source="Amid et al. 2019 (Robust bi-tempered logistic loss), algorithm 1",
     takes=("classes", "class_masks"),
+    pixelwise=True,
     allowed={"t1": (0, 1), "t2": (1, 10), "iterations": (1, 1000)},
     initial=_first_bi_tempered,
 )
@@ -421,6 +424,7 @@ def sphereface(outputs: Tensor, target: Tensor, *, s: float = 0.0, m: float = 1.
 @part(
     source="torch.nn.functional.binary_cross_entropy_with_logits; smoothing: Szegedy et al. 2016, sec. 7",
     takes=("labels", "masks"),
+    pixelwise=True,
     allowed={"smoothing": (0, 1), "positive": (0, None)},
     initial=lambda labels, smoothing=0.0, positive=1.0: math.log(2) * (1 + positive) / 2,
 )
@@ -439,6 +443,7 @@ def bce(logits: Tensor, target: Tensor, *, smoothing: float = 0.0, positive: flo
 @part(
     source="Lin et al. 2017, eq. 5; torchvision.ops.sigmoid_focal_loss",
     takes=("labels", "masks"),
+    pixelwise=True,
     allowed={"gamma": (0, None), "alpha": (0, 1)},
 )
 @pixelwise
@@ -458,6 +463,7 @@ def focal_labels(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: f
 @part(
     source="Ridnik et al. 2021 (Asymmetric loss), eq. 7; timm.loss.AsymmetricLossMultiLabel",
     takes=("labels", "masks"),
+    pixelwise=True,
     allowed={"gamma_negative": (0, None), "gamma_positive": (0, None), "clip": (0, 0.99)},
 )
 @pixelwise
@@ -620,6 +626,7 @@ def total(
 # --- distillation -------------------------------------------------------------------------------------------------
 
 
+@pixelwise
 def distillation(logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
     """The distance of a student from its teacher, both softened: T² · KL(teacher ‖ student).
 
@@ -628,11 +635,12 @@ def distillation(logits: Tensor, teacher: Tensor, *, temperature: float) -> Tens
     Hinton et al. 2015, sec. 2.
     """
     softened = teacher.float() ** (1 / temperature)
-    softened = softened / softened.sum(dim=1, keepdim=True)
+    softened = softened / softened.sum(dim=1, keepdim=True).clamp(min=1e-12)  # 0 where a map's teacher is void
     student = functional.log_softmax(logits.float() / temperature, dim=1)
     return temperature**2 * functional.kl_div(student, softened, reduction="none").sum(dim=1)
 
 
+@pixelwise
 def label_distillation(logits: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
     """The same of C separate labels: T² · KL of two-sided coins, the mean over the labels.
 
@@ -653,7 +661,10 @@ def number_distillation(outputs: Tensor, teacher: Tensor, *, temperature: float)
     return mse(outputs, teacher)
 
 
-DISTILLATIONS = {"classes": distillation, "labels": label_distillation, "numbers": number_distillation}
+DISTILLATIONS = {
+    "classes": distillation, "labels": label_distillation, "numbers": number_distillation,
+    "class_masks": distillation, "masks": label_distillation,
+}  # fmt: skip
 
 
 # --- arithmetic ---------------------------------------------------------------------------------------------------

@@ -152,6 +152,7 @@ def focal_tversky_softmax(
     source="border weights: Ronneberger et al. 2015 (U-Net), eq. 2, as a flat band: a morphological gradient",
     takes=("masks", "class_masks"),
     calls={"loss": "losses"},
+    inner={"loss": "pixelwise"},
     allowed={"weight": (0, None), "width": (1, 100)},
 )
 def boundary(outputs: Tensor, target: Tensor, *, weight: float = 4.0, width: int = 2, loss: str = "bce()") -> Tensor:
@@ -169,6 +170,7 @@ def boundary(outputs: Tensor, target: Tensor, *, weight: float = 4.0, width: int
     source="Shrivastava et al. 2016 for pixels; Wu et al. 2016 (Bridging category-level and instance-level), sec. 3.2",
     takes=("masks", "class_masks"),
     calls={"loss": "losses"},
+    inner={"loss": "pixelwise"},
     allowed={"k": (0, 1)},
 )
 def hard_pixels(outputs: Tensor, target: Tensor, *, k: float = 0.25, loss: str = "bce()") -> Tensor:

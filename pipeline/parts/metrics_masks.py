@@ -190,13 +190,19 @@ def _areas(
     """Of each class (C,) the known pixels in both, in truth, in the answer; of class masks C - 1 without the ground."""
     if truth.ndim == 3:
         true, given = truth == 1, (answer != 0) & (truth != VOID)
-        return tuple(np.count_nonzero(one, axis=(1, 2)) for one in (true & given, true, given))  # type: ignore[return-value]
+        both, there, answered = (_counts(one) for one in (true & given, true, given))
+        return both, there, answered
     pairs = truth.astype(np.intp) * classes + answer
     if (truth == VOID).any():
         pairs = pairs[truth != VOID]
     table = np.bincount(pairs.ravel(), minlength=classes**2).reshape(classes, classes)
     first = 0 if ground else 1
     return table.diagonal()[first:], table.sum(axis=1)[first:], table.sum(axis=0)[first:]
+
+
+def _counts(planes: np.ndarray) -> np.ndarray:
+    """(C,) how many are true in each plane; NumPy counts a whole array twenty times as fast as along axes."""
+    return np.array([np.count_nonzero(plane) for plane in planes])
 
 
 def _shares(above: np.ndarray, below: np.ndarray, empty: float | None, truth: np.ndarray) -> np.ndarray:
