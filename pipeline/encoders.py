@@ -22,6 +22,7 @@ from pipeline.torchvision_fix import fix_torchvision
 
 Create = Callable[[str, bool, dict[str, Any]], nn.Module]  # a timm name, whether pretrained, arguments → its model
 COARSEST = 32  # the usual stride of a whole backbone
+OTHERS = "choose another, such as resnet18, convnext_tiny or swin_tiny_patch4_window7_224"
 BLOCKS = 4  # of a transformer whose maps are all of one size, taken evenly over its depth
 
 
@@ -55,8 +56,8 @@ def encoder(
                 f"backbone={name} gives maps of one size, 1/{reductions[0]} of the image's, and no pyramid; use "
                 "decoder=dpt(), or a backbone with stages, such as resnet18 or convnext_tiny"
             )
-        return TokenEncoder(model, channels)
-    return TimmEncoder(model, channels, depth)
+        return _taking_any_size(TokenEncoder(model, channels), name)
+    return _taking_any_size(TimmEncoder(model, channels, depth), name)
 
 
 def _any_size(name: str) -> dict[str, Any]:
@@ -69,6 +70,24 @@ def _any_size(name: str) -> dict[str, Any]:
     with torch.device("meta"):  # no memory, no weights
         known = inspect.signature(type(timm.create_model(name)).__init__).parameters
     return {"dynamic_img_size": True} if "dynamic_img_size" in known else {}
+
+
+def _taking_any_size(made: Any, name: str) -> nn.Module:
+    """The encoder; UserError if its maps of a small, oblong image are not those that it tells of."""
+    sides = 2 * made.multiple, 3 * made.multiple
+    expected = [
+        (width, sides[0] // less, sides[1] // less)
+        for width, less in zip(made.widths[1:], made.reductions[1:], strict=True)
+    ]
+    training = made.training
+    try:
+        with torch.no_grad():
+            maps = made.eval()(torch.zeros(1, made.channels, *sides))[-len(expected) :]
+    except (RuntimeError, AssertionError) as fault:
+        raise UserError(f"backbone={name} takes images of one size alone, but a decoder any; {OTHERS}") from fault
+    if [tuple(one.shape[1:]) for one in maps] != expected:
+        raise UserError(f"backbone={name} gives maps of other sizes than timm tells of it; {OTHERS}")
+    return made.train(training)
 
 
 class TimmEncoder(nn.Module):

@@ -216,6 +216,8 @@ def test_what_cannot_be_built_is_said() -> None:
         build("deeplab_v3_plus(stride=12)", "resnet18")
     with pytest.raises(UserError, match="swin_tiny_patch4_window7_224.*output_stride"):
         build("deeplab_v3_plus", "swin_tiny_patch4_window7_224")
+    with pytest.raises(UserError, match="levit_128s takes images of one size alone"):
+        build("unet", "levit_128s")
     with pytest.raises(UserError, match="level=3, but the decoder has 1"):
         build("unet").prune(3)
 
