@@ -342,10 +342,10 @@ def head(bench: Bench, bases: dict[int, Row]) -> list[str]:
         f"- Baseline: `{base}`: accuracy {np.mean(scores):.4f} over {len(bases)} seeds{spread}, "
         f"{np.mean([row.seconds for row in bases.values()]):.0f} CPU s.",
         "- A small net and few epochs, so that the table could be made on two cores: what regularises (mixes, "
-        "smoothing, strong augmentation, averages) pays in longer trainings and can look bad here. Judge on your own data.",
+        "smoothing, strong augmentation, averages) pays in longer trainings and can look bad here.",
         "- `±` is the larger of the standard errors over rows and over seeds. *Could be seen*: two of them, the "
-        "smallest difference that would have been a verdict. A verdict needs three seeds and more than two standard errors; "
-        "without any effect about one row in twenty would get one by chance.",
+        "smallest difference that would have been a verdict. A verdict needs three seeds and more than two "
+        "standard errors; without any effect about one row in twenty would get one by chance.",
         "- Other optimizers get one guess of a learning rate each, by their papers' ratio to Adam's (some two); a "
         "worse row may only be a worse rate.",
         "- CPU seconds are the processor's, start of the process (about 5) included; one thread.",
