@@ -168,6 +168,18 @@ def test_keys_on_the_command_line_win_and_are_written(project):
     assert "threads: 1  # given on the command line" in text
 
 
+def test_small_images_without_a_model_made_for_them_are_pointed_to_it(project):
+    drawn.write("plain", project.root / "data")
+    assert "is made for images of at most 64 px" not in new(project, "plain").out
+    ended = new(project, "plain", "models=resnet18,effnet_b0", "overwrite=true")
+    assert "resnet18 shrinks 16 px at once" in ended.out
+    assert "model=small_image is made for images of at most 64 px" in ended.out
+    for words in (["models=resnet18", "pretrained=true"], ["models=resnet18", "image_size=96"]):
+        ended = new(project, "plain", *words, "overwrite=true")
+        assert ended.code == 0, ended.err
+        assert "is made for images of at most 64 px" not in ended.out
+
+
 def test_a_task_on_the_command_line_wins(project):
     assert inferred(project, "grades", "task=multiclass", "metric=accuracy()").task == "multiclass"
 

@@ -11,7 +11,7 @@ import small_training as small
 import torch
 from torch import nn
 
-from pipeline import learner
+from pipeline import checks, learner
 
 CHECKS = (
     "labels vary",
@@ -127,3 +127,10 @@ def test_steps_are_counted_so_that_a_second_run_says_the_same(root, project):
     first, second = (project.run("stage=sanity", f"run={name}").out.splitlines() for name in ("one", "other"))
     assert [line for line in first if "pass" in line] == [line for line in second if "pass" in line]
     assert sum("pass" in line for line in first) == len(CHECKS)
+
+
+def test_small_images_from_scratch_are_pointed_to_their_model(root, project, monkeypatch):
+    monkeypatch.setattr(checks, "all_checks", lambda run: [checks.Check("labels vary", True, "3 different", "")])
+    assert "model=small_image" not in project.run("stage=sanity").out
+    words = "backbone=resnet18", "image_size=32", "run=large"
+    assert "model=small_image is made for images of at most 64 px" in project.run("stage=sanity", *words).out

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import artefacts, competition, tasks
+from pipeline import advice, artefacts, competition, tasks
 from pipeline import config as settings
 from pipeline.artefacts import safe_name, shown
 from pipeline.config import Config, root
@@ -45,6 +45,8 @@ def run(config: Config) -> list[Outcome]:
     path = root() / "runs" / name / "preview.png"
     preview.draw(*read, summary.title(name, found), path)
     say(summary.text(name, found, reused, changed))
+    if hint := small_images(read[0]):
+        say(f"\n{hint}")
     note = f"{shown(root() / writing.path_of(name))}: {found.target.task}, {found.draft.value('metric')}"
     return [Outcome("new", seconds=time.perf_counter() - began, note=note, reused=reused)]
 
@@ -76,14 +78,24 @@ def _relative(folder: Path) -> str:
 
 def _read(name: str, layer: dict[str, Any]) -> tuple[Config, competition.Competition]:
     """The competition as every later stage will read it; UserError for what inference did not see."""
-    changes = {key.replace(".", "__"): value for key, value in layer.items()}
-    config = settings.replace(Config(), competition=name, **changes)
+    config = settings.replace(Config(), competition=name, **_by_attribute(layer))
     tasks.settle(config)
     read = competition.load(config)
     task = tasks.task_for(config, read)
     task.targets(read.targets)
     task.allowed(read.sample)
     return config, read
+
+
+def small_images(config: Config) -> str:
+    """advice.small_images of the first model, unless one of config.models is made for small images."""
+    layers = [settings.read_named("model", model) for model in config.models]
+    hints = [advice.small_images(settings.replace(config, **_by_attribute(layer))) for layer in layers]
+    return hints[0] if all(hints) else ""
+
+
+def _by_attribute(layer: dict[str, Any]) -> dict[str, Any]:
+    return {key.replace(".", "__"): value for key, value in layer.items()}
 
 
 def _write(name: str, text: str, overwrite: bool) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from pipeline import artefacts
+from pipeline import advice, artefacts
 from pipeline.competition import load
 from pipeline.config import Config, scoped
 from pipeline.console import Outcome, say
@@ -32,6 +32,8 @@ def run(config: Config) -> list[Outcome]:
     checks = before["checks"]
     for check in checks:
         say(f"  {'pass' if check['passed'] else 'FAIL'}  {check['name']}: {check['seen']}")
+    if hint := advice.small_images(config):
+        say(f"  {hint}")
     failed = [check for check in checks if not check["passed"]]
     if failed:
         what = "; ".join(f"{check['name']} ({check['seen']}): {check['advice']}" for check in failed)
