@@ -79,7 +79,8 @@ class SharpnessAware(nn.Module):
 
     The first pass draws, and moves BatchNorm's statistics, as a plain step does; the second draws the same and leaves
     no trace. The value is the loss at the weights themselves. Without a second backward pass of its own it suits
-    accumulation, gradient scaling and any optimizer; of several devices each climbs on its own rows, as in the paper.
+    accumulation, gradient scaling and any optimizer. Each accumulated batch and each device climbs on its own rows, as
+    the paper's devices do.
     """
 
     def __init__(self, inner: nn.Module, rho: float, adaptive: bool) -> None:

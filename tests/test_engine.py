@@ -172,6 +172,23 @@ def test_a_step_that_amp_skips_moves_neither_schedule_nor_average(bench, monkeyp
     assert [lr for _, lr in seen] == [pytest.approx(0.1 * (1 + math.cos(math.pi * k / 30)) / 2) for k in before]
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_sam_with_both_kinds_of_clipping_is_the_same_under_a_gradient_scaler(bench, accumulate):
+    """fp16 with a scale that fits: unscaled once, and clipped at the size that fp32 is."""
+    words = {
+        "optim": "sam(inner='sgd(momentum=0.0)', rho=0.3)", "train__clip_value": 0.02, "train__clip_norm": 0.03,
+        "train__accumulate": accumulate,
+    }  # fmt: skip
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    half, progress = bench.fit("half", fabric=fabric, **words)
+    whole, expected = bench.fit("whole", **words)
+    assert progress.updates == expected.updates
+    assert distance(half, whole) < 5e-4
+    for other in ({"train__clip_value": 0.0}, {"train__clip_norm": 0.0}):
+        assert distance(bench.fit(str(other), **{**words, **other})[0], whole) > 1e-3
+
+
 def test_a_fresh_optimizer_and_schedule_for_every_fold(project, monkeypatch):
     small.write(project.root)
     firsts = []

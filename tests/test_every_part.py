@@ -47,3 +47,19 @@ def test_part_trains_two_batches(project, key: str, part: registry.Part) -> None
     assert ended.code == 0, ended.err
     assert "fold0 epoch  1  loss" in ended.out
     assert (project.root / "runs/drawn/tiny/fold0/best.ckpt").exists()
+
+
+PROMISED = {  # what the project says it has, by kind; a part that vanishes or is renamed must vanish here too
+    "losses": "cross_entropy weighted_cross_entropy balanced_cross_entropy focal focal_labels ohem bce asymmetric "
+    "soft_f_beta lovasz_hinge lovasz_softmax poly1 bi_tempered symmetric_cross_entropy jsd mse mae huber log_cosh "
+    "quantile hinge normface sphereface cosface arcface adacos adacos_moving total",
+    "pools": "avg max dual gem attention fractional_max",
+    "heads": "linear mlp cosine bnneck multi_sample_dropout drop_connect",
+    "auxiliaries": "none middle",
+    "optims": "sgd adagrad adadelta rmsprop adam adamw nadam radam lamb lars lion muon schedule_free sam lookahead",
+}
+
+
+@pytest.mark.parametrize("kind", PROMISED)
+def test_no_promised_part_is_forgotten(kind: str) -> None:
+    assert not set(PROMISED[kind].split()) - registry.parts(kind).keys()

@@ -276,6 +276,7 @@ def compose(image_size: int, *, parts: tuple[str, ...] = ("flips()", "light()"))
     source="Hendrycks et al. 2020 (AugMix), sec. 3; other losses: Hoffer et al. 2020 (Augment your batch)",
     symmetry="none",
     allowed={"count": (2, 16)},
+    takes=("classes", "labels", "numbers"),
     calls={"base": "augments", "change": "augments"},
     several=True,
 )

@@ -116,6 +116,7 @@ def check(config: Config) -> None:
     given = {
         "loss": ("losses", config.loss, known["learns"]),
         "auxiliary": ("auxiliaries", config.auxiliary, known["learns"]),
+        "augment": ("augments", config.augment, known["learns"]),
         "sampler": ("samplers", config.sampler, known["learns"]),
         "metric": ("metrics", config.metric, known["form"]),
         "folds.method": ("splits", config.folds.method, known["form"]),
