@@ -24,14 +24,21 @@ from pipeline.errors import UserError
 from pipeline.learner import Learner
 from pipeline.network import Blueprint
 
-PLAIN = {"optim": "sgd(momentum=0.0)", "schedule": "constant()", "lr": 0.1, "batch_size": 4, "epochs": 2}
+PLAIN = {
+    "optim": "sgd(momentum=0.0)",
+    "schedule": "constant()",
+    "lr": 0.1,
+    "batch_size": 4,
+    "epochs": 2,
+    "image_size": 4,
+}
 
 
 class Pixels:
-    """Images in memory: (N, 2, 2, 1) uint8."""
+    """Images in memory: (N, 4, 4, 1) uint8."""
 
     def __init__(self, count: int) -> None:
-        self.images = np.random.default_rng(1).integers(0, 256, (count, 2, 2, 1), dtype=np.uint8)
+        self.images = np.random.default_rng(1).integers(0, 256, (count, 4, 4, 1), dtype=np.uint8)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -43,11 +50,11 @@ class Pixels:
 class Linear(nn.Module):
     """A net of one layer, without BatchNorm: the mean over a batch is all that its gradient sees of it."""
 
-    blueprint = Blueprint("none", "avg()", "linear()", 1, 2, "stretch", [0.5], [0.25], ["a", "b"])
+    blueprint = Blueprint("none", "avg()", "linear()", 1, 4, "stretch", [0.5], [0.25], ["a", "b"])
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.Linear(4, 2)
+        self.layer = nn.Linear(16, 2)
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         return images.float() / 255 - 0.5
