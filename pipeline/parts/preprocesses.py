@@ -62,9 +62,10 @@ def ben_graham(
 ) -> np.ndarray:
     """Fundus photographs alike: the disc scaled to one radius, the local mean colour subtracted, its rim cut off.
 
-    The radius is measured on the middle row. strength: factor of what is left, around grey. blur: deviation of the
-    local mean's Gaussian, as a share of the radius. share: of the radius that is kept; it fills the square. disc:
-    whether all beyond it becomes grey; false keeps the corners.
+    The radius is measured on the middle row, and the disc's middle is taken for the image's: trim_borders() before it
+    helps where the disc stands aside, or the black around it is noisy. strength: factor of what is left, around grey.
+    blur: deviation of the local mean's Gaussian, as a share of the radius. share: of the radius that is kept; it fills
+    the square. disc: whether all beyond it becomes grey; false keeps the corners.
     """
     cv2 = opencv()
     factor = size / (2 * share * _radius(image))
