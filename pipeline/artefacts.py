@@ -19,6 +19,7 @@ import numpy as np
 from pipeline.config import Config, root
 from pipeline.console import say
 from pipeline.errors import UserError, some
+from pipeline.maps import SUFFIX, Chained, Geometry, Maps, Mean, Ragged, Stored
 
 FORMAT = 1  # raise it when a finished stage of an older version must not count as finished
 
@@ -144,31 +145,34 @@ def locked(folder: Path) -> Iterator[None]:
 class Predictions:
     """What a member, or a level 2, says of some rows.
 
-    ids: (N,) unicode, unique. values: (N, C) float32, finite; for classes the columns are in the sorted order of the
-    class names as text. space: what the values are, such as "probability". made_by: plain facts (views, scales,
-    commit) for the record.
+    ids: (N,) unicode, unique. values: (N, C) float32, finite, or ``Maps`` of N images; for classes the columns are in
+    the sorted order of the class names as text. space: what the values are, such as "probability". made_by: plain facts
+    (views, scales, commit) for the record.
     """
 
     ids: np.ndarray
-    values: np.ndarray
+    values: Any
     space: str
     made_by: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ids = np.asarray(self.ids, dtype=np.str_)
-        values = np.asarray(self.values, dtype=np.float32)
+        values = self.values if isinstance(self.values, Maps) else np.asarray(self.values, dtype=np.float32)
         object.__setattr__(self, "ids", ids)
         object.__setattr__(self, "values", values)
-        if values.ndim != 2 or len(ids) != len(values):
+        if len(values.shape) != 2 or len(ids) != len(values):
             raise UserError(f"predictions need (N,) ids and (N, C) values, but have {ids.shape} and {values.shape}")
         if len(np.unique(ids)) != len(ids):
             names, counts = np.unique(ids, return_counts=True)
             raise UserError(f"predictions have duplicate ids: {some(names[counts > 1])}")
-        if not np.isfinite(values).all():
+        if isinstance(values, np.ndarray) and not np.isfinite(values).all():
             raise UserError(f"predictions are not finite for ids {some(ids[~np.isfinite(values).all(axis=1)])}")
 
     def save(self, path: Path) -> None:
-        """Write an npz atomically; the same predictions give the same bytes."""
+        """Write an npz atomically; the same predictions give the same bytes. Maps get a file of pixels beside it."""
+        if isinstance(self.values, Maps):
+            write_maps(path, self.ids, self.values, self.space, {**self.made_by, "cut": self.values.cut})
+            return
         with atomic(path) as handle:
             np.savez(handle, ids=self.ids, values=self.values, space=self.space, made_by=json.dumps(self.made_by))
 
@@ -178,7 +182,8 @@ class Predictions:
         try:
             with np.load(path, allow_pickle=False) as content:
                 made_by = json.loads(str(content["made_by"])) if "made_by" in content else {}
-                return cls(content["ids"], content["values"], str(content["space"]), made_by)
+                values = _stored_maps(path, content, made_by) if "shapes" in content else content["values"]
+                return cls(content["ids"], values, str(content["space"]), made_by)
         except FileNotFoundError as fault:
             raise UserError(f"{shown(path)} does not exist; run stage=predict for that run first") from fault
         except UserError as fault:
@@ -201,13 +206,53 @@ class Predictions:
     @classmethod
     def concat(cls, members: Sequence[Predictions]) -> Predictions:
         """Rows of several members below each other; their ids must not overlap."""
-        first = members[0]
-        return cls(
-            np.concatenate([m.ids for m in members]),
-            np.concatenate([m.values for m in members]),
-            first.space,
-            first.made_by,
-        )
+        first, values = members[0], [m.values for m in members]
+        joined = Chained(values) if isinstance(first.values, Maps) else np.concatenate(values)
+        return cls(np.concatenate([m.ids for m in members]), joined, first.space, first.made_by)
+
+    @classmethod
+    def mean(cls, members: Sequence[Predictions]) -> Predictions:
+        """The mean over members that speak of the same rows in the same order."""
+        first, values = members[0], [m.values for m in members]
+        mixed = Mean(values) if isinstance(first.values, Maps) else np.stack(values).mean(axis=0, dtype=np.float64)
+        return cls(first.ids, mixed, first.space)
+
+
+def write_maps(path: Path, ids: np.ndarray, maps: Maps, space: str, made_by: dict[str, Any]) -> None:
+    """Write maps at their images' own sizes; ``save_maps`` last."""
+    shapes = []
+    with atomic(path.with_suffix(SUFFIX)) as handle:
+        for row in range(len(maps)):
+            pixels = np.ascontiguousarray(np.rint(maps.one(row) * 255).astype(np.uint8).transpose(1, 2, 0))
+            shapes.append(pixels.shape)
+            handle.write(pixels.data)
+    sizes = np.array([shape[:2] for shape in shapes], dtype=np.int64).reshape(-1, 2)
+    save_maps(path, ids, shapes, sizes, "", space, made_by)
+
+
+def save_maps(
+    path: Path, ids: np.ndarray, shapes: Sequence[Sequence[int]], sizes: np.ndarray, resize: str, space: str,
+    made_by: dict[str, Any],
+) -> None:  # fmt: skip
+    """Write ``path``, an npz that says what the pixels beside it are: they are complete from now on.
+
+    shapes: (N, 3) of the stored arrays. sizes: (N, 2), height and width of each image. resize: of ``maps.Geometry``.
+    """
+    digest = file_digest(path.with_suffix(SUFFIX))  # so that this file's own digest speaks for the pixels
+    with atomic(path) as handle:
+        np.savez(
+            handle, ids=np.asarray(ids, dtype=np.str_), shapes=np.asarray(shapes, dtype=np.int64).reshape(-1, 3),
+            sizes=np.asarray(sizes, dtype=np.int64).reshape(-1, 2), resize=resize, digest=digest, space=space,
+            made_by=json.dumps(made_by),
+        )  # fmt: skip
+
+
+def _stored_maps(path: Path, content: Any, made_by: dict[str, Any]) -> Maps:
+    """The maps that ``save_maps`` speaks of: content is the opened npz of path."""
+    shapes = content["shapes"]
+    pixels = Ragged(path.with_suffix(SUFFIX), shapes)
+    columns = int(shapes[0, 2]) if len(shapes) else 0
+    return Stored(pixels, content["sizes"], Geometry(str(content["resize"])), columns, str(made_by.get("cut", "")))
 
 
 # --- what is finished ---------------------------------------------------------------------------------------------

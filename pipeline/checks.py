@@ -6,18 +6,17 @@ Samples are counted in steps, never in seconds, so that the same settings always
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline import engine, hardware, learner, objective, registry, stores
+from pipeline import engine, hardware, learner, objective, registry
 from pipeline.config import Config, replace
-from pipeline.data import Batch, Joined, Loader, draw
+from pipeline.data import Batch, Loader, Source, draw
 from pipeline.hardware import Hardware
 from pipeline.runs import Run
 from pipeline.tasks import Task, task_for
-from pipeline.training import counts_of, fresh_network, member_table
+from pipeline.training import counts_of, fresh_network, materials
 
 OVERFIT_STEPS = 200  # most optimizer steps on one batch; ends as soon as the batch is known by heart
 GRADIENT_STEPS = 3  # a zero-initialised last norm lets no gradient through in the first step
@@ -44,14 +43,13 @@ def all_checks(run: Run) -> list[Check]:
     machine = hardware.choose(plain)
     hardware.start(machine)
     task = task_for(plain, run.competition)
-    images = stores.training_images(plain, run.competition)
-    table = member_table(run, task, (0,), images.broken)
+    table, source, _ = materials(run, task, (0,))
     sample = table.take(np.sort(draw(plain.seed).permutation(len(table))[:SAMPLE_ROWS]))
-    loader = Loader(Joined([images.train]), sample, plain)
+    loader = Loader(source, sample, plain)
     bench = Bench(run, task, machine, counts_of(table, task))
     return [
         check_labels(task, run),
-        check_images(images.train, sample.rows),
+        check_images(source, sample.rows),
         check_initial_loss(bench, loader),
         check_gradients(bench, loader),
         check_overfit(bench, loader),
@@ -108,9 +106,10 @@ def check_labels(task: Task, run: Run) -> Check:
     return Check("labels vary", len(shares) > 1, seen, "look at data.target: it names a column with one value")
 
 
-def check_images(images: Any, rows: np.ndarray) -> Check:
+def check_images(source: Source, rows: np.ndarray) -> Check:
     """Images that are not all one colour, and differ from each other."""
-    sample = images.take(rows[:256]).astype(np.float32)
+    rows = rows[:256]
+    sample = source.samples(rows, np.arange(len(rows)))[0].astype(np.float32)
     flat = float(np.mean(sample.std(axis=(1, 2, 3)) < 1))
     same = float(sample.std(axis=0).mean()) < 0.5
     seen = f"{flat:.1%} of one colour" + (", all alike" if same else "")

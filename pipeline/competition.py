@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import artefacts, files, registry
+from pipeline import artefacts, files, mask_truth, registry, tasks
 from pipeline.artefacts import shown
-from pipeline.config import Config, Data, root
+from pipeline.config import Config, Data, Mask, root
 from pipeline.console import say, warn
 from pipeline.errors import UserError, nearest, some
+from pipeline.mask_truth import Told
+from pipeline.masks import HeaderSizes
 from pipeline.patterns import is_image
 from pipeline.tables import check_ids, read_table
 
@@ -31,8 +33,9 @@ class Competition:
     """The tables of one competition; every cell is text as it stands in the csv. Shared: do not change in place.
 
     train, test: columns id, file; file is what ``files.resolve`` gave. targets: the target columns of the training
-    rows under their own names. table, test_table: all columns of the train and test csv, row by row. sample: the sample
-    submission, its first column the ids. fingerprint: changes when a table or an image (its name or size) does.
+    rows under their own names; of masks the share of the image that each class covers. table, test_table: all columns
+    of the train and test csv, row by row. sample: the sample submission, its first column the ids. fingerprint: changes
+    when a table or an image (its name or size) does. masks: of the training rows, where the competition has such.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Competition:
     table: pd.DataFrame
     test_table: pd.DataFrame
     fingerprint: str
+    masks: Told | None = None
 
     def column(self, name: str, key: str) -> np.ndarray:
         """(N,) text: a column of the training table; UserError, naming the key, where it is absent or has gaps."""
@@ -71,19 +75,37 @@ def load(config: Config) -> Competition:
     data = config.data
     names = (data.train_csv, data.test_csv, data.sample, data.train_images, data.test_images)
     changed = tuple(os.stat(folder / name).st_mtime_ns if (folder / name).exists() else 0 for name in names)
-    fields = tuple(tuple(value) if isinstance(value, list) else value for value in dataclasses.astuple(data))
-    return _load(config.competition, folder, fields, changed)
+    known = tasks.facts(config.task)
+    form = str(known["form"]) if known.get("spatial") else ""
+    if form and not mask_truth.is_told(config.mask):
+        raise UserError(f"task={config.task}, but there are no masks; set mask.rle=COLUMN or mask.folder=FOLDER")
+    return _load(config.competition, folder, _plain(data), changed, _plain(config.mask), form)
+
+
+def _plain(settings: Any) -> tuple[Any, ...]:
+    values = dataclasses.astuple(settings)
+    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+
+
+def _settings(kind: type[Any], fields: tuple[Any, ...]) -> Any:
+    """The inverse of ``_plain``."""
+    values = (list(value) if isinstance(value, tuple) else value for value in fields)
+    return kind(**dict(zip(kind.__dataclass_fields__, values, strict=True)))
 
 
 @functools.lru_cache(maxsize=4)  # stage=all asks for it in every step
-def _load(name: str, folder: Path, fields: tuple[Any, ...], changed: tuple[int, ...]) -> Competition:
-    values: dict[str, Any] = dict(zip(Data.__dataclass_fields__, fields, strict=True))
-    values |= {key: list(value) for key, value in values.items() if isinstance(value, tuple)}
-    data = Data(**values)
-    table = _train_table(folder, data)
+def _load(
+    name: str, folder: Path, fields: tuple[Any, ...], changed: tuple[int, ...], mask_fields: tuple[Any, ...], form: str
+) -> Competition:
+    """form: of the truth, if it is spatial; else empty."""
+    data, mask = _settings(Data, fields), _settings(Mask, mask_fields)
+    whole = table = _mask_rows(folder, data, mask) if form else _train_table(folder, data)
+    if form and mask.rle:
+        table = mask_truth.image_rows(data, mask, whole)
+    check_ids(table[data.id], shown(folder / data.train_csv))
     found = _images(folder, data, data.train_images, table, data.train_csv)
     train = pd.DataFrame({"id": table[data.id], "file": found}, dtype=str)
-    sample, test_table = _test_tables(folder, data)
+    sample, test_table = _test_tables(folder, data, mask if form else None)
     ids = test_table[data.id]
     found = _images(folder, data, data.test_images, test_table, data.test_csv)
     test = pd.DataFrame({"id": ids, "file": found}, dtype=str)
@@ -98,8 +120,37 @@ def _load(name: str, folder: Path, fields: tuple[Any, ...], changed: tuple[int, 
         [artefacts.file_digest(folder / table) for table in tables],
         files.listing(folder, [*train["file"], *test["file"]]),
     )
+    if form:
+        told, targets = _masks(folder, data, mask, form, (train, whole, test, sample))
+        print_ = artefacts.fingerprint(print_, mask_truth.digest(told.source, mask))
+        return Competition(name, folder, train, targets, test, sample, table, test_table, print_, told)
     targets = table[data.target].apply(lambda cells: cells.str.strip())  # "cat " is no other class than "cat"
     return Competition(name, folder, train, targets, test, sample, table, test_table, print_)
+
+
+def _mask_rows(folder: Path, data: Data, mask: Mask) -> pd.DataFrame:
+    """The training csv as it stands; without one a row for each image that has, or may lack, a mask."""
+    if data.train_csv:
+        needed = {data.id: "data.id", **({mask.rle: "mask.rle"} if mask.rle else {})}
+        needed |= {data.group: "data.group"} if data.group else {}
+        return read_table(folder / data.train_csv, needed, key="data.train_csv")
+    if mask.rle:
+        raise UserError(f"mask.rle={mask.rle} is a column of data.train_csv, which is empty; set it")
+    return pd.DataFrame({data.id: _images_of(folder, data.train_images)}, dtype=str)
+
+
+def _masks(
+    folder: Path, data: Data, mask: Mask, form: str, tables: tuple[pd.DataFrame, ...]
+) -> tuple[Told, pd.DataFrame]:
+    """The masks of the training rows, and the share of each image that each class covers."""
+    train, whole, test, sample = tables
+    limit = round(data.megapixels * 1e6)
+    sizes, others = (HeaderSizes(folder, rows["file"].tolist(), data.reader, limit) for rows in (train, test))
+    source = mask_truth.open_truth(folder, data, mask, whole, train["id"].tolist(), sizes)
+    names, answer = mask_truth.columns(mask, form), mask_truth.answer_form(mask, sample)
+    shares = mask_truth.coverage(source, len(names), mask_truth.digest(source, mask))
+    targets = pd.DataFrame({name: [f"{share:.6g}" for share in shares[:, k]] for k, name in enumerate(names)})
+    return Told(form, names, source, answer, {name: row for row, name in enumerate(test["id"])}, others), targets
 
 
 def _train_table(folder: Path, data: Data) -> pd.DataFrame:
@@ -113,7 +164,6 @@ def _train_table(folder: Path, data: Data) -> pd.DataFrame:
     if again.any():
         warn(f"{shown(path)}: {int(again.sum())} rows repeat another word for word; each counts once")
         table = table[~again].reset_index(drop=True)
-    check_ids(table[data.id], shown(path))
     return table
 
 
@@ -155,7 +205,7 @@ def _images(folder: Path, data: Data, place: str, table: pd.DataFrame, csv: str)
     return files.with_boxes(found, corners, data.margin)
 
 
-def _test_tables(folder: Path, data: Data) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _test_tables(folder: Path, data: Data, mask: Mask | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The sample submission, and the test table with the ids under data.id; each stands in for the other."""
     test = None
     if data.test_csv:
@@ -166,11 +216,13 @@ def _test_tables(folder: Path, data: Data) -> tuple[pd.DataFrame, pd.DataFrame]:
         sample = read_table(folder / data.sample, key="data.sample")
         if test is None:
             ids = sample.iloc[:, 0].unique().tolist()  # some tasks have several rows an image
+            ids = mask_truth.answer_ids(mask, sample) if mask else ids
             test = pd.DataFrame({data.id: ids}, dtype=str)
         return sample, test
     if test is None:
         test = pd.DataFrame({data.id: _images_of(folder, data.test_images)}, dtype=str)
-    return pd.DataFrame({data.id: test[data.id], **dict.fromkeys(data.target, "")}, dtype=str), test
+    answers = [mask.rle or "rle"] if mask else data.target
+    return pd.DataFrame({data.id: test[data.id], **dict.fromkeys(answers, "")}, dtype=str), test
 
 
 def _folder(config: Config) -> Path:

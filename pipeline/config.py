@@ -87,10 +87,13 @@ class Data:
         "xywh", "what the box's columns are: left, top and sizes, or two corners", choices=("xywh", "xyxy"), scope="run"
     )
     margin: float = option(0.1, "rim around the box, as a share of its longer side", low=0, high=4, scope="run")
-    resize: str = option("stretch", "how an image becomes square", choices=("stretch", "pad", "crop"), scope="run")
     preprocess: list[str] = option(
         [], "changes of every image before it becomes square, in turn; cached", part="preprocesses", scope="run"
     )
+    resize: str = option(
+        "stretch", "how an image becomes square; tiles: it stays, and is learned and predicted in squares (masks only)",
+        choices=("stretch", "pad", "crop", "tiles"), scope="run",
+    )  # fmt: skip
     normalise: str = option("backbone", "pixels → what the backbone sees", part="normalises", scope="run")
     megapixels: float = option(268.0, "largest image; a larger one is refused, it may be a decompression bomb", above=0)
     skip_broken: bool = option(False, "leave out training images that do not decode instead of stopping", scope="run")
@@ -101,6 +104,57 @@ class Data:
     features: list[str] = option([], "columns of both tables that level 2 may use beside the predictions")
     tables: list[str] = option([], "more csv files whose columns level 2 may use, joined by the id")
     cache_gb: float = option(20.0, "largest decoded cache in GB; above it images are decoded as they come", low=0)
+
+
+@dataclass
+class Mask:
+    """How the truth of a segmentation competition is told, and how tiles are laid."""
+
+    rle: str = option("", "column of run-length texts; empty: masks are files", scope="run")
+    rows: str = option("image", "what a row of the csv is", choices=("image", "class", "object"), scope="run")
+    classes: list[str] = option(
+        [], "names of the classes; of files in the order of their values, with the ground; of texts without it",
+        scope="run",
+    )  # fmt: skip
+    class_column: str = option("", "column of a row's class; empty with rows=class: the end of its id", scope="run")
+    separator: str = option("_", "what stands between image and class in an id", scope="run")
+    exclusive: bool = option(False, "with rows=class: each pixel has one class at most", scope="run")
+    order: str = option("column", "how a text counts pixels", choices=("column", "row"), scope="run")
+    base: int = option(1, "the number of the first pixel, 1 as at Kaggle, or 0", low=0, high=1, scope="run")
+    empty: str = option("", "what a submission says where there is nothing", scope="")
+    overlap: str = option(
+        "error", "whose a pixel of two rows is, where it can have one", choices=("error", "first", "last"), scope="run"
+    )
+    missing: str = option("error", "an image without a row or file", choices=("error", "empty"), scope="run")
+    void: str = option("", "class, value or colour whose pixels count nowhere", scope="run")
+    folder: str = option("", "folder (or zip) of the mask files, in data.folder", scope="run")
+    files: list[str] = option(
+        [], "an image's mask file, such as {id}_mask.png; several: one a class; empty: found by id", scope="run"
+    )
+    pixels: str = option(
+        "binary", "what the pixels of mask files mean", choices=("binary", "indices", "colours", "labels"), scope="run"
+    )
+    table: list[str] = option([], "value, or colour as r-g-b, of each class of files; empty: 0, 1, …", scope="run")
+    on: int = option(1, "least value of binary files that is no longer black", low=1, high=65535, scope="run")
+
+
+@dataclass
+class Tiles:
+    """Squares of image_size, with data.resize=tiles."""
+
+    scale: float = option(
+        1.0, "size at which images are learned, as a share of their own", above=0, high=8, scope="run"
+    )
+    foreground: float = option(
+        0.5,
+        "share of training squares that lie around a pixel of some class, drawn at random",
+        low=0,
+        high=1,
+        scope="run",
+    )
+    overlap: float = option(0.25, "overlap of neighbours at prediction, as a share of the side", low=0, high=0.9,
+        scope="predict")  # fmt: skip
+    repeat: int = option(1, "squares that an epoch takes from each image", low=1, scope="run")
 
 
 @dataclass
@@ -256,6 +310,7 @@ class Config:
     optim: str = option("adam()", "optimizer", part="optims", scope="run")
     schedule: str = option("cosine(warmup=0.05)", "learning rate over optimizer steps", part="schedules", scope="run")
     loss: str = option("", "training loss; empty: the task's own", part="losses", scope="run")
+    decoder: str = option("", "backbone → maps; empty: the task's own, or none", part="decoders", scope="run")
     pool: str = option("avg()", "feature map → vector", part="pools", scope="run")
     head: str = option("linear()", "vector → outputs", part="heads", scope="run")
     auxiliary: str = option(
@@ -283,6 +338,7 @@ class Config:
 
     views: list[str] = option(["identity()"], "test-time views", part="views", scope="predict")
     scales: list[float] = option([1.0], "test-time sizes, as shares of image_size", above=0, high=8, scope="predict")
+    cut: str = option("", "how maps become masks; empty: the task's own (level 2 chooses its numbers)", part="cuts")
     merge: str = option("mean()", "how views and scales become one prediction", part="merges", scope="predict")
     predict_batch: int = option(256, "images a prediction step", low=1)
 
@@ -297,6 +353,8 @@ class Config:
     debug: bool = option(False, "show tracebacks")
 
     data: Data = field(default_factory=Data)
+    mask: Mask = field(default_factory=Mask)
+    tiles: Tiles = field(default_factory=Tiles)
     folds: Folds = field(default_factory=Folds)
     train: Train = field(default_factory=Train)
     pseudo: Pseudo = field(default_factory=Pseudo)

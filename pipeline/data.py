@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -61,7 +61,8 @@ class Table:
 class Batch:
     """A batch on the device: images (B, C, H, W) uint8 in channels_last; the rest as in ``Table``.
 
-    With augment=several() images are (V·B, C, H, W), one view of all rows after the other.
+    With augment=several() images are (V·B, C, H, W), one view of all rows after the other. targets may be planes
+    (B, P, H, W) uint8, see ``forms.levels``.
     size: side in pixels at which the network is to see it; 0: as it is.
     """
 
@@ -86,6 +87,10 @@ class Joined:
         self.stores = stores
         self.starts = np.cumsum([0, *(len(store) for store in stores)])
 
+    def samples(self, rows: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """(n,) rows → (n, H, W, C) uint8, and no planes: the table knows the targets."""
+        return self.take(rows), None
+
     def take(self, rows: np.ndarray) -> np.ndarray:
         """(n,) rows → (n, H, W, C) uint8."""
         if len(self.stores) == 1 or (len(rows) and rows.max() < self.starts[1]):
@@ -96,6 +101,13 @@ class Joined:
         for store, part in parts.items():
             images[which == store] = part
         return images
+
+
+class Source(Protocol):
+    """What a loader takes images from, and planes where the targets are such: ``Joined``, or those of ``masked``."""
+
+    def samples(self, rows: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """(n,) rows, (n,) seeds of what is drawn → (n, H, W, C) uint8 and (n, H, W, P) uint8 or None, fresh arrays."""
 
 
 def draw(*numbers: int) -> np.random.Generator:
@@ -118,7 +130,7 @@ class Loader:
     most: batches of an epoch, where it may not see all rows; 0: no limit.
     """
 
-    def __init__(self, images: Joined, table: Table, config: Config, most: int = 0) -> None:
+    def __init__(self, images: Source, table: Table, config: Config, most: int = 0) -> None:
         self.images, self.table, self.seed, self.most = images, table, config.seed, most
         self.batch_size = min(config.batch_size, len(table))
         self.sampler = registry.build("samplers", config.sampler)
@@ -160,12 +172,17 @@ class Loader:
 
     def _batch(self, places: np.ndarray, epoch: int, augment: _Augmenter, change: _Augmenter) -> Batch:
         part, seeds = self.table.take(places), row_seeds(self.seed, epoch, places)
-        images = augment(self.images.take(part.rows), seeds)
+        images, planes = self.images.samples(part.rows, seeds)
+        augment(images, planes, seeds)
         if self.views > 1:  # each view draws from seeds of its own, above the 32 bits of the rows'
-            more = [change(images.copy(), seeds + (view << 32)) for view in range(1, self.views)]
+            more = [images.copy() for _ in range(1, self.views)]
+            for view, copy in enumerate(more, 1):
+                change(copy, None, seeds + (view << 32))
             images = np.concatenate([images, *more])
-        tensors = (None if p is None else torch.from_numpy(p) for p in part._parts()[1:])
-        return Batch(channels_first(images), *tensors)  # type: ignore[arg-type]
+        targets, *others = (None if p is None else torch.from_numpy(p) for p in part._parts()[1:])
+        if planes is not None:
+            targets = channels_first(planes)
+        return Batch(channels_first(images), targets, *others)  # type: ignore[arg-type]
 
 
 class _Augmenter:
@@ -177,18 +194,22 @@ class _Augmenter:
         self.threads = physical_cores()
         self.pool = ThreadPoolExecutor(self.threads) if transforms else None
 
-    def __call__(self, images: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-        """(n, H, W, C) uint8, changed in place, and (n,) seeds → the same images."""
-        if self.pool is not None:  # a share for each thread: to hand over single images costs as much as to flip them
-            shares = (np.array_split(part, self.threads) for part in (images, seeds))
-            list(self.pool.map(self._share, *shares))
-        return images
+    def __call__(self, images: np.ndarray, planes: np.ndarray | None, seeds: np.ndarray) -> None:
+        """(n, H, W, C) uint8 and its planes (n, H, W, P) uint8, if any, changed in place; (n,) seeds."""
+        if self.pool is None:
+            return
+        places = np.array_split(np.arange(len(images)), self.threads)
+        shares = [(images[p], None if planes is None else planes[p], seeds[p]) for p in _slices(places)]
+        list(self.pool.map(self._share, *zip(*shares, strict=True)))  # shares: to hand over single images costs more
 
-    def _share(self, images: np.ndarray, seeds: np.ndarray) -> None:
+    def _share(self, images: np.ndarray, planes: np.ndarray | None, seeds: np.ndarray) -> None:
         if not hasattr(self.local, "run"):
             self.local.run = augments.augmenter(self.transforms)
         for place, seed in enumerate(seeds.tolist()):
-            images[place] = self.local.run(images[place], seed)
+            if planes is None:
+                images[place] = self.local.run(images[place], seed)
+            else:
+                images[place], planes[place] = self.local.run(images[place], seed, planes[place])
 
     def __enter__(self) -> _Augmenter:
         return self
@@ -196,6 +217,11 @@ class _Augmenter:
     def __exit__(self, *_: object) -> None:
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
+
+
+def _slices(places: list[np.ndarray]) -> list[slice]:
+    """Neighbouring rows as slices, so that what is changed is a view."""
+    return [slice(int(part[0]), int(part[-1]) + 1) for part in places if len(part)]
 
 
 def channels_first(images: np.ndarray) -> torch.Tensor:

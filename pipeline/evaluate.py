@@ -49,6 +49,10 @@ class Metric:
         """The score of what ``seen`` gave."""
         return float(np.mean(self.function(truth, answer)))
 
+    def rows(self, truth: np.ndarray, answer: np.ndarray) -> np.ndarray:
+        """(N,) the score of each row of what ``seen`` gave; of rowwise metrics alone."""
+        return np.asarray(self.function(truth, answer))
+
     @property
     def sign(self) -> int:
         """1 where more is better, else −1."""
@@ -57,6 +61,43 @@ class Metric:
     def gain(self, truth: np.ndarray, values: np.ndarray) -> float:
         """The score, with its sign turned where less is better: more is always better."""
         return self.sign * self(truth, values)
+
+
+@dataclass(frozen=True)
+class MapMetric(Metric):
+    """A metric of masks: what each image adds is counted once, image by image; scores are sums over these counts.
+
+    function: (truth, answer, classes) of one image → (m,) float64 whose mean, NaN left out, is the image's score; or,
+    pooled, (2, C): numerators and denominators, to be summed over the images before they are divided.
+    """
+
+    pooled: bool = False
+
+    def seen(self, truth: Any, values: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers, and what each image adds: (N, m) or (N, 2, C) float64."""
+        answers: Any = self.task.decide(values)
+        classes = len(self.task.columns)
+        added = [self.function(truth.one(row), answers.one(row), classes) for row in range(len(truth))]
+        return np.arange(len(truth)), np.array(added, dtype=np.float64)
+
+    def of(self, truth: np.ndarray, answer: np.ndarray) -> float:
+        """The score of what ``seen`` gave."""
+        if not self.pooled:
+            return _mean(self.rows(truth, answer))
+        above, below = answer.sum(axis=0)
+        return float((above[below > 0] / below[below > 0]).mean()) if (below > 0).any() else math.nan
+
+    def rows(self, truth: np.ndarray, answer: np.ndarray) -> np.ndarray:
+        """(N,) the score of each image; NaN where nothing of it counts."""
+        flat = answer.reshape(len(answer), -1)
+        counted = ~np.isnan(flat)
+        total, count = np.where(counted, flat, 0).sum(axis=1), counted.sum(axis=1)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _mean(rows: np.ndarray) -> float:
+    known = rows[~np.isnan(rows)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def direction(call: str) -> int:
@@ -78,6 +119,9 @@ def metric(call: str, task: Task) -> Metric:
         )
     function = registry.build("metrics", call)
     wants, rowwise = facts.get("wants", "probability"), facts.get("rowwise", False)
+    if task.form.spatial:
+        pooled = bool(facts.get("pooled"))
+        return MapMetric(name, function, greater, wants, task, not pooled, pooled=pooled)
     return Metric(name, function, greater, wants, task, rowwise, numbers)
 
 
@@ -115,14 +159,25 @@ def paired_gain(
     direction. The error is the row bootstrap's (Efron 1979) of the difference: for a mean over rows in its closed
     form (with N − 1, so that one row alone is never a gain beyond it), else from ``samples`` draws.
     """
-    gain = metric.gain(truth, other) - metric.gain(truth, base)
     (seen, first), (_, second) = metric.seen(truth, base), metric.seen(truth, other)
+    return paired(metric, first, second, seen, seed, samples)
+
+
+def paired(
+    metric: Metric, first: np.ndarray, second: np.ndarray, seen: np.ndarray | None = None, seed: int = 0,
+    samples: int = 1000,
+) -> tuple[float, float]:  # fmt: skip
+    """``paired_gain`` of what ``Metric.seen`` gave: the truth and both answers; maps need no truth."""
+    seen = np.arange(len(first)) if seen is None else seen
+    gain = metric.sign * (metric.of(seen, second) - metric.of(seen, first))
     if metric.rowwise:
-        difference = metric.function(seen, second) - metric.function(seen, first)
-        return gain, float(np.std(difference, ddof=1) / math.sqrt(len(truth)))
+        difference = metric.rows(seen, second) - metric.rows(seen, first)
+        difference = difference[~np.isnan(difference)]
+        error = float(np.std(difference, ddof=1) / math.sqrt(len(difference))) if len(difference) > 1 else math.nan
+        return gain, error
     generator = np.random.default_rng(seed)
     draws = []
     for _ in range(samples):
-        rows = generator.integers(len(truth), size=len(truth))
+        rows = generator.integers(len(seen), size=len(seen))
         draws.append(metric.sign * (metric.of(seen[rows], second[rows]) - metric.of(seen[rows], first[rows])))
     return gain, float(np.std(draws, ddof=1))

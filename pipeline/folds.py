@@ -202,7 +202,7 @@ def _check_rare(config: Config, strata: np.ndarray, columns: list[str]) -> None:
     if strata.dtype.kind == "f":
         return
     if strata.ndim == 2:
-        counts = [(name, int(rows)) for name, rows in zip(columns, strata.sum(axis=0), strict=True)]
+        counts = [(name, int(rows)) for name, rows in zip(columns, strata.sum(axis=0), strict=False)]
     else:
         counts = [(str(name), int(rows)) for name, rows in zip(*np.unique(strata, return_counts=True), strict=True)]
     rare = [f"{name} ({rows})" for name, rows in counts if rows < config.folds.count]

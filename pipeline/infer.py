@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from torch.nn import functional
 
-from pipeline import console
+from pipeline import console, windows
 from pipeline.data import channels_first, prefetch
 from pipeline.hardware import Hardware
 from pipeline.network import Network, for_prediction
@@ -25,6 +26,13 @@ class Store(Protocol):
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """(n,) rows → (n, H, W, C) uint8."""
+
+
+class Sizes(Protocol):
+    """Images of any size by row number."""
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """(H, W, C) uint8."""
 
 
 def ready(network: Network, hardware: Hardware) -> Network:
@@ -66,6 +74,138 @@ def mean(predictions: Iterable[np.ndarray]) -> np.ndarray:
     if total is None:
         raise ValueError("there are no predictions to average")
     return total if count == 1 else (total / count).astype(total.dtype)
+
+
+@torch.inference_mode()
+def whole_maps(
+    networks: Sequence[Network], task: Task, stores: Sequence[Store], rows: np.ndarray, views: Sequence[View],
+    batch: int, label: str = "",
+) -> Iterator[tuple[bool, np.ndarray]]:  # fmt: skip
+    """Maps of images that were made square, the mean over networks, views and scales, at the size of the first store.
+
+    stores: of each scale, the same images. Yields for each row (True, (S, S, C) uint8): see ``ragged.Writer.strip``.
+    """
+    device = networks[0].normalise.scale.device
+    with console.progress(label or "predict", len(rows)) as advance:
+        for images, _ in prefetch(_sizes(stores, rows, batch)):
+            size = images[0].shape[-2:]
+            total: torch.Tensor | None = None
+            for scaled in images:
+                found = functional.interpolate(
+                    _mean_map(networks, task, scaled.to(device, non_blocking=True), views),
+                    size=size, mode="bilinear", align_corners=False,
+                )  # fmt: skip
+                total = found if total is None else total + found
+            assert total is not None
+            for planes in _levels(total / len(images)):
+                yield True, planes
+            advance(len(images[0]))
+
+
+@torch.inference_mode()
+def tile_maps(
+    networks: Sequence[Network], task: Task, stores: Sequence[Sizes], rows: np.ndarray, views: Sequence[View],
+    batch: int, overlap: float, label: str = "",
+) -> Iterator[tuple[bool, np.ndarray]]:  # fmt: skip
+    """Maps of images at their own size, from windows that overlap; the mean over networks, views and scales.
+
+    stores: of each scale, the same images. Yields strips of rows: (whether an image begins, (h, W, C) uint8). Memory
+    does not grow with an image's height where there is one scale.
+    """
+    with console.progress(label or "predict", len(rows)) as advance:
+        strips = [_windows(networks, task, store, rows, views, batch, overlap) for store in stores]
+        if len(strips) == 1:
+            for new, strip in strips[0]:
+                yield new, strip
+                advance(int(new))
+            return
+        for scaled in zip(*(_images_of(one) for one in strips), strict=True):
+            yield True, _mean_of(scaled)
+            advance(1)
+
+
+def _images_of(strips: Iterator[tuple[bool, np.ndarray]]) -> Iterator[np.ndarray]:
+    """Strips → whole maps (H, W, C) uint8."""
+    found: list[np.ndarray] = []
+    for new, strip in strips:
+        if new and found:
+            yield np.concatenate(found)
+            found = []
+        found.append(strip)
+    if found:
+        yield np.concatenate(found)
+
+
+def _mean_of(maps: Sequence[np.ndarray]) -> np.ndarray:
+    """Maps (h, w, C) uint8 of several scales → their mean, at the size of the first."""
+    size = maps[0].shape[:2]
+    each = [torch.from_numpy(one).permute(2, 0, 1)[None].float() for one in maps]
+    scaled = [functional.interpolate(one, size=size, mode="bilinear", align_corners=False) for one in each]
+    return torch.stack(scaled).mean(dim=0)[0].round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def _windows(
+    networks: Sequence[Network], task: Task, store: Sizes, rows: np.ndarray, views: Sequence[View], batch: int,
+    overlap: float,
+) -> Iterator[tuple[bool, np.ndarray]]:  # fmt: skip
+    """The strips of each image in turn; windows of several images of one shape go through the network together."""
+    device, plan = networks[0].normalise.scale.device, networks[0].blueprint
+    ready: list[tuple[bool, np.ndarray]] = []
+    waiting: list[tuple[windows.Strips, np.ndarray]] = []
+
+    def flush() -> None:
+        pixels = channels_first(np.stack([window for _, window in waiting])).to(device, non_blocking=True)
+        found = _mean_map(networks, task, pixels, views).cpu().numpy()
+        for (strips, _), one in zip(waiting, found, strict=True):
+            strips.add(one[None])
+        waiting.clear()
+
+    def keep(first: int, strip: np.ndarray) -> None:
+        ready.append((first == 0, strip.transpose(1, 2, 0)))
+
+    multiple = _multiple(networks[0], plan.image_size)
+    for row in rows.tolist():
+        image = store[row]
+        height, width = image.shape[:2]
+        shape = windows.window_shape(height, width, plan.image_size, multiple)
+        strips = windows.Strips(height, width, shape, overlap, keep)
+        whole = windows.pad(image, *shape)
+        for corner in strips.corners:
+            if len(waiting) == batch or (waiting and waiting[0][1].shape[:2] != shape):
+                flush()
+                yield from ready
+                ready.clear()
+            waiting.append((strips, windows.cut(whole, corner, shape)))
+    if waiting:
+        flush()
+    yield from ready
+
+
+def _multiple(network: Network, size: int) -> int:
+    """What the sides of windows are multiples of; a size that is none is padded by the network itself."""
+    multiple = int(getattr(network, "multiple", 1))
+    return multiple if size % multiple == 0 else 1
+
+
+def _mean_map(networks: Sequence[Network], task: Task, images: torch.Tensor, views: Sequence[View]) -> torch.Tensor:
+    """(B, C, H, W) uint8 → (B, P, H, W) probabilities, the mean over networks and views, which are undone."""
+    total: Any = 0
+    for network in networks:
+        prepared, state = network.prepare(images), network.blueprint.state
+        for view in views:
+            assert view.undo is not None  # the config was checked
+            total = total + view.undo(task.activate(network.outputs(view.apply(prepared)), state))
+    return total / (len(networks) * len(views))
+
+
+def _levels(maps: torch.Tensor) -> np.ndarray:
+    """(B, P, H, W) probabilities → (B, H, W, P) uint8, 0…255."""
+    return (maps * 255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def _sizes(stores: Sequence[Store], rows: np.ndarray, batch: int) -> Iterator[list[torch.Tensor]]:
+    for start in range(0, len(rows), batch):
+        yield [channels_first(store.take(rows[start : start + batch])) for store in stores]
 
 
 def _batches(store: Store, rows: np.ndarray, batch: int) -> Iterator[torch.Tensor]:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from pipeline import registry
 from pipeline.config import Config
 from pipeline.data import Batch
-from pipeline.forms import CLASSES, Form
+from pipeline.forms import CLASSES, LEVELS, VOID, Form
 from pipeline.network import Network
 from pipeline.parts.losses import DISTILLATIONS
 
@@ -31,7 +31,7 @@ class Learner(nn.Module):
         facts = registry.facts("losses", config.loss)
         self.register_buffer("memory", torch.zeros(()) if facts.get("memory") else None)
         self.counted, self.compares = bool(facts.get("counts")), bool(facts.get("views"))
-        self.distil = DISTILLATIONS[learns.name]
+        self.distil = DISTILLATIONS.get(learns.name)  # planes are mixed with the teacher's before they are learned
         self.loss = registry.build("losses", config.loss)
         self.mix = registry.build("mixes", config.mix) if mixes(config) else None
         self.auxiliary = None
@@ -47,7 +47,7 @@ class Learner(nn.Module):
         if self.mix is not None:
             images, batch = self._mixed(images, batch, generator)
         if self.auxiliary is None:
-            rows = self._rows(self.network.outputs(images), batch, self.memory)
+            rows = self._levels(self.network.outputs(images), batch)
         else:
             with self.auxiliary.watching(self.network.backbone) as seen:
                 outputs = self.network.outputs(images)
@@ -56,14 +56,21 @@ class Learner(nn.Module):
             rows = rows + self._rows(outputs, batch, self.memory)
         return (rows * batch.weights).sum() / batch.weights.sum()
 
+    def _levels(self, outputs: Any, batch: Batch) -> torch.Tensor:
+        """The losses of B rows: the mean over the levels of a network with deep supervision."""
+        levels = outputs if isinstance(outputs, list) else [outputs]
+        return torch.stack([self._rows(level, batch, self.memory) for level in levels]).mean(dim=0)
+
     def _rows(self, outputs: torch.Tensor, batch: Batch, memory: torch.Tensor | None) -> torch.Tensor:
         """Outputs of V·B images → the losses of B rows: the mean over views, unless the loss compares them."""
         views = outputs.split(len(batch.targets))
         more = [*([self.counts] if self.counted else []), *([] if memory is None else [memory])]
         given = [outputs] if self.compares else views
-        rows = torch.stack([self.loss(one, batch.targets, *more) for one in given]).mean(dim=0)
+        targets = _probabilities(batch.targets)
+        rows = torch.stack([self.loss(one, targets, *more) for one in given]).mean(dim=0)
         if batch.soft is None or batch.share is None:
             return rows
+        assert self.distil is not None
         taught = torch.stack([self.distil(one, batch.soft, temperature=self.temperature) for one in views]).mean(dim=0)
         return (1 - batch.share) * rows + batch.share * taught
 
@@ -88,6 +95,13 @@ def at_size(images: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Batch]:
     if batch.targets.ndim == images.ndim:
         batch = replace(batch, targets=functional.interpolate(batch.targets, size=side, mode="nearest-exact"))
     return images.contiguous(memory_format=torch.channels_last), batch
+
+
+def _probabilities(targets: torch.Tensor) -> torch.Tensor:
+    """Planes of uint8 → float32 in 0…1, −1 where void; other targets stay."""
+    if targets.dtype != torch.uint8:
+        return targets
+    return torch.where(targets == VOID, -1.0, targets.float() / LEVELS)
 
 
 def mixes(config: Config) -> bool:

@@ -772,7 +772,7 @@ def mask_table(
     images. Rows of other images are left out. No text is read before it is asked for. UserError for absent columns,
     classes that form lacks, images without a row (form.missing), several rows where one is allowed.
     """
-    told, classes = _told_by(table, form, name)
+    told, classes = told_by(table, form, name)
     places = _by_id(told, ids, name)
     found = np.array([places.get(one, -1) for one in told], dtype=np.int64)
     rows = np.argsort(found, kind="stable")
@@ -799,11 +799,11 @@ def mask_table(
 
 def image_ids(table: pd.DataFrame, form: RleForm, name: str = "the training table") -> list[str]:
     """The images that a csv tells masks of, each once, in its order; UserError for absent columns, unknown classes."""
-    return list(dict.fromkeys(_told_by(table, form, name)[0]))
+    return list(dict.fromkeys(told_by(table, form, name)[0]))
 
 
-def _told_by(table: pd.DataFrame, form: RleForm, name: str) -> tuple[list[str], np.ndarray]:
-    """Of each row its image's id and its class."""
+def told_by(table: pd.DataFrame, form: RleForm, name: str) -> tuple[list[str], np.ndarray]:
+    """Of each row of a csv its image's id and its class, the place in form.classes or −1 for void."""
     for column, key in ((form.id, "mask.id"), (form.rle, "mask.rle"), (form.class_column, "mask.class_column")):
         if column and column not in table.columns:
             there = [str(other) for other in table.columns]

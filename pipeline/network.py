@@ -21,8 +21,10 @@ class Blueprint:
     """All that is needed to build a network again; it travels inside the checkpoint (law 4).
 
     mean, std: per channel, of pixels in 0…1. columns: what the predicted values mean, in order. outputs: numbers the
-    head gives; 0: one a column. state: what the task learned from the member's own rows, such as their mean.
-    preprocess: what changes every image before it becomes square, with all arguments. whitening: (C, C, k, k) kernel.
+    head gives; 0: one a column. state: what the task learned from the member's own rows, such as their mean. decoder:
+    what makes planes of the backbone's maps, in the place of pool and head. tile_scale: with resize="tiles", the share
+    of an image's own size at which it is seen. preprocess: what changes every image before it becomes square, with all
+    arguments. whitening: (C, C, k, k) kernel.
     """
 
     backbone: str
@@ -42,6 +44,8 @@ class Blueprint:
     preprocess: list[str] = field(default_factory=list)
     normalise: str = "backbone()"
     whitening: list[Any] = field(default_factory=list)
+    decoder: str = ""
+    tile_scale: float = 1.0
 
     def facts(self) -> dict[str, Any]:
         """Plain values for the checkpoint."""
@@ -85,6 +89,49 @@ class Network(nn.Module):
         """Images → raw outputs."""
         return self.outputs(self.prepare(images))
 
+    def quicken(self, dtype: torch.dtype) -> None:
+        """Fold BatchNorm into the convolutions, and put the backbone in a fast format; pool and head stay fp32.
+
+        The head's products are few, and outputs rounded to bf16 would tie ranks.
+        """
+        self.backbone = fold_batchnorm(self.backbone)
+        self.normalise.to(dtype)
+        self.backbone.to(dtype)
+
+
+class PlaneNetwork(Network):
+    """(B, C, H, W) uint8 images → (B, outputs, H, W) raw planes, float32; sides of any size.
+
+    While it is trained with deep supervision, ``outputs`` is a list: the planes of each level, the last one counts.
+    """
+
+    def __init__(self, blueprint: Blueprint, segmenter: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.blueprint = blueprint
+        self.normalise = Normalise(blueprint.mean, blueprint.std)
+        self.segmenter = segmenter
+        self.multiple: int = segmenter.multiple  # a folded encoder no longer tells
+
+    @property
+    def backbone(self) -> nn.Module:  # type: ignore[override]
+        """The encoder: what is pretrained."""
+        return self.segmenter.encoder
+
+    def outputs(self, prepared: torch.Tensor) -> Any:
+        """Raw planes of normalised images, which are padded at the edge to what the decoder needs."""
+        height, width = prepared.shape[-2:]
+        down, right = -height % self.multiple, -width % self.multiple
+        padded = nn.functional.pad(prepared, (0, right, 0, down), mode="replicate") if down or right else prepared
+        if self.training and len(self.segmenter.levels) > 1:
+            return [planes[..., :height, :width].float() for planes in self.segmenter.answers(padded).planes]
+        return self.segmenter(padded)[..., :height, :width].float()
+
+    def quicken(self, dtype: torch.dtype) -> None:
+        """Fold BatchNorm of encoder and decoder into the convolutions, and put all in a fast format."""
+        for name in ("encoder", "decoder"):
+            setattr(self.segmenter, name, fold_batchnorm(getattr(self.segmenter, name)))
+        self.to(dtype)
+
 
 class TimmBackbone(nn.Module):
     """A timm model as a map (B, F, h, w); models without such a map are pooled by their own means to (B, F, 1, 1)."""
@@ -115,6 +162,8 @@ def new(blueprint: Blueprint, pretrained: bool, weights: str) -> Network:
 
 def build(blueprint: Blueprint, pretrained: bool = False, weights: str = "") -> Network:
     """The network of a blueprint; weights are loaded before stem, norm and activation change."""
+    if blueprint.decoder:
+        return _build_planes(blueprint, pretrained, weights)
     name, arguments = backbone_names.split(blueprint.backbone)
     if name in registry.parts("backbones"):
         backbone = registry.build("backbones", blueprint.backbone)(blueprint.channels)
@@ -145,6 +194,23 @@ def check_sizes(network: Network, sizes: list[int], text: str) -> None:
     network.train(was_training)
 
 
+def _build_planes(blueprint: Blueprint, pretrained: bool, weights: str) -> Network:
+    """Encoder and decoder; the encoder is changed before the decoder looks at its maps."""
+    from pipeline.encoders import encoder
+
+    changes = (("stems", blueprint.stem), ("norms", blueprint.norm), ("activations", blueprint.activation))
+
+    def encode(**wanted: Any) -> nn.Module:
+        made = encoder(blueprint.backbone, blueprint.channels, **wanted, create=_create, pretrained=pretrained)
+        if weights:
+            load_weights(made, Path(weights))
+        for kind, call in changes:
+            made = registry.build(kind, call)(made)
+        return made
+
+    return PlaneNetwork(blueprint, registry.build("decoders", blueprint.decoder)(encode, blueprint.outputs))
+
+
 def from_checkpoint(content: dict[str, Any]) -> Network:
     """The network of a ``best.ckpt``, with its weights, ready to predict."""
     network = build(Blueprint(**content["blueprint"]))
@@ -153,14 +219,9 @@ def from_checkpoint(content: dict[str, Any]) -> Network:
 
 
 def for_prediction(network: Network, dtype: torch.dtype) -> Network:
-    """A copy with BatchNorm folded into the convolutions and the backbone in a fast format; pool and head stay fp32.
-
-    The head's products are few, and outputs rounded to bf16 would tie ranks.
-    """
+    """A copy that is ready to predict, in a fast format: see ``quicken``."""
     fast = copy.deepcopy(network).eval().requires_grad_(False)
-    fast.backbone = fold_batchnorm(fast.backbone)
-    fast.normalise.to(dtype)
-    fast.backbone.to(dtype)
+    fast.quicken(dtype)
     return fast.to(memory_format=torch.channels_last)
 
 

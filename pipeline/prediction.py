@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from pipeline import checkpoint, hardware, infer, network, registry, stores
-from pipeline.artefacts import shown
+from pipeline import checkpoint, hardware, infer, masked, network, ragged, registry, stores
+from pipeline.artefacts import Predictions, atomic, save_maps, shown
 from pipeline.competition import Competition
 from pipeline.config import Config
 from pipeline.errors import UserError, some
 from pipeline.hardware import Hardware
 from pipeline.images import Images
+from pipeline.maps import SUFFIX
 from pipeline.parts import views
 from pipeline.tasks import Task
 
@@ -39,10 +41,25 @@ class Member:
         states = checkpoint.networks(content)
         self.networks = [infer.ready(network.from_checkpoint({**content, "network": s}), machine) for s in states]
         read = replace(config.data, channels=plan.channels, resize=plan.resize, preprocess=plan.preprocess)
-        self.config = replace(config, image_size=plan.image_size, data=read)
+        tiles = replace(config.tiles, scale=plan.tile_scale)
+        self.config = replace(config, image_size=plan.image_size, data=read, tiles=tiles)
         self.competition, self.task = competition, task
         self.views = views.expand(config.views)
         self.epoch, self.state = content["epoch"], plan.state
+
+    def write_own(self, rows: np.ndarray, folder: Path, made_by: dict[str, Any]) -> None:
+        """Write ``oof.npz``, and what each view and scale says alone where there are several."""
+        ids = self.competition.train["id"].to_numpy()[rows]
+        values = self.train_rows(rows)
+        Predictions(ids, self.merge(values), self.task.space, made_by).save(folder / "oof.npz")
+        if len(values) > 1:  # for the table of gains
+            with atomic(folder / "oof_views.npz") as handle:
+                np.savez(handle, values=values, ids=np.asarray(ids, dtype=np.str_), labels=np.array(self.labels()))
+
+    def write_test(self, folder: Path, made_by: dict[str, Any]) -> None:
+        """Write ``test.npz``."""
+        ids = self.competition.test["id"].to_numpy()
+        Predictions(ids, self.merge(self.test_rows()), self.task.space, made_by).save(folder / "test.npz")
 
     def train_rows(self, rows: np.ndarray) -> np.ndarray:
         """(V, N, C) predictions of training rows under each scale and view; see ``labels``."""
@@ -75,3 +92,48 @@ class Member:
                 backbone = self.networks[0].blueprint.backbone
                 raise UserError(f"scales={scale:g}: {backbone} takes no {size} px ({fault}); use scales=1") from fault
         return np.concatenate(found)
+
+
+class MapMember(Member):
+    """A member whose predictions are maps: they are written as they come, the mean over views and scales."""
+
+    def write_own(self, rows: np.ndarray, folder: Path, made_by: dict[str, Any]) -> None:
+        """Write ``oof.npz`` and the maps beside it."""
+        self._write(folder / "oof.npz", self.competition.train, rows, "train images", made_by)
+
+    def write_test(self, folder: Path, made_by: dict[str, Any]) -> None:
+        """Write ``test.npz`` and the maps beside it."""
+        rows = np.arange(len(self.competition.test))
+        self._write(folder / "test.npz", self.competition.test, rows, "test images", made_by)
+
+    def _write(self, path: Path, table: pd.DataFrame, rows: np.ndarray, what: str, made_by: dict[str, Any]) -> None:
+        config, plan = self.config, self.networks[0].blueprint
+        source = masked.Source(config, self.competition, table["file"].tolist(), what)
+        with ragged.writer(path.with_suffix(SUFFIX)) as out:
+            for new, strip in map_strips(self.networks, self.task, source, rows, self.views, config):
+                out.strip(strip, new=new)
+        resize = "" if plan.resize == masked.TILES else plan.resize
+        ids = table["id"].to_numpy()[rows]
+        save_maps(path, ids, out.shapes, source.sizes[rows], resize, self.task.space, made_by)
+
+
+def map_strips(
+    networks: Sequence[network.Network], task: Task, source: masked.Source, rows: np.ndarray, found: list[views.View],
+    config: Config, label: str = "",
+) -> Iterator[tuple[bool, np.ndarray]]:  # fmt: skip
+    """The maps of some rows, the mean over networks, as ``infer.whole_maps`` or ``infer.tile_maps`` yields them."""
+    plan = networks[0].blueprint
+    size = plan.image_size
+    if plan.resize == masked.TILES:
+        stores_ = [source.own_size(scale) for scale in config.scales]
+        batch = infer.batch_size(config.predict_batch, size)
+        return infer.tile_maps(networks, task, stores_, rows, found, batch, config.tiles.overlap, label)
+    sides = [max(4, round(size * scale)) for scale in config.scales]
+    batch = infer.batch_size(config.predict_batch, max(sides))
+    return infer.whole_maps(networks, task, [source.square(side) for side in sides], rows, found, batch, label)
+
+
+def open_member(folder: Path, config: Config, competition: Competition, task: Task, machine: Hardware) -> Member:
+    """The member in a folder, of the kind that the task's form needs."""
+    kind = MapMember if task.form.spatial else Member
+    return kind(folder, config, competition, task, machine)

@@ -50,7 +50,7 @@ def test_store(config: Config, competition: Competition, size: int) -> Images:
 
 def extra_store(config: Config, outside: Extra) -> Images:
     """The outside images at the training size; those that do not decode stop the stage."""
-    return _open_files(config, outside.folder, outside.files, config.image_size, "stop", "outside images")
+    return open_files(config, outside.folder, outside.files, config.image_size, "stop", "outside images")
 
 
 def statistics(config: Config, competition: Competition) -> tuple[list[float], list[float]]:
@@ -71,10 +71,11 @@ def whitening(
 
 
 def _open(config: Config, competition: Competition, files: list[str], size: int, broken: str, label: str) -> Images:
-    return _open_files(config, competition.folder, files, size, broken, f"{competition.name} {label}")
+    return open_files(config, competition.folder, files, size, broken, f"{competition.name} {label}")
 
 
-def _open_files(config: Config, folder: Path, files: list[str], size: int, broken: str, label: str) -> Images:
+def open_files(config: Config, folder: Path, files: list[str], size: int, broken: str, label: str) -> Images:
+    """Files, relative to folder, at size × size; broken as for ``images.open_cache``."""
     return images.open_cache(
         folder,
         files,

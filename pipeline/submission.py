@@ -58,15 +58,18 @@ def validate(frame: pd.DataFrame, sample: pd.DataFrame, name: str, allowed: Mapp
     """Raise one UserError that says all that does not fit the sample submission, with five offending ids each.
 
     Checks columns, ids (missing, extra, duplicate, order), empty cells, numbers where the sample has numbers, rows
-    that must sum to one because the sample's do, and what the task allows a column to hold.
+    that must sum to one because the sample's do, and what the task allows a column to hold. Where a task has a row for
+    each object, ids may repeat, and each must be there.
     """
     if list(frame.columns) != list(sample.columns):
         raise UserError(
             f"{name} has the columns {some(frame.columns, 12)}; the sample has "
             f"{some(sample.columns, 12)}, in this order"
         )
-    problems = _id_problems(frame.iloc[:, 0].astype(str), sample.iloc[:, 0])
     ids, allowed = frame.iloc[:, 0], allowed or {}
+    repeats = any(getattr(cells, "repeats", False) for cells in allowed.values())
+    firsts = (column.astype(str).drop_duplicates() if repeats else column for column in (ids, sample.iloc[:, 0]))
+    problems = _id_problems(*(column.astype(str).reset_index(drop=True) for column in firsts))
     for column in frame.columns[1:]:
         if column in allowed:
             faults = {allowed[column].what: allowed[column].wrong(frame[column])}

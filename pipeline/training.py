@@ -10,13 +10,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import console, engine, evaluate, extra, hardware, infer, learner, network, registry, stores
+from pipeline import (
+    console,
+    engine,
+    evaluate,
+    extra,
+    hardware,
+    infer,
+    learner,
+    masked,
+    network,
+    prediction,
+    registry,
+    stores,
+)
 from pipeline.artefacts import Predictions, shown
 from pipeline.checkpoint import Progress
-from pipeline.config import root
-from pipeline.data import Joined, Loader, Table, draw
+from pipeline.config import replace, root
+from pipeline.data import Joined, Loader, Source, Table, draw
 from pipeline.errors import UserError, some
 from pipeline.hardware import Hardware
+from pipeline.maps import Geometry, Mean, Stored
 from pipeline.parts import views
 from pipeline.runs import Run
 from pipeline.tables import read_table
@@ -63,7 +77,7 @@ def fit_member(
     fabric = engine.make_fabric(machine)
     student = learner.Learner(fresh_network(run, task, held_out), config, task.learns, counts_of(table, task))
     loader = Loader(joined, table, config, most)
-    score = _validation(run, task, held_out, own) if len(held_out) == 1 else None
+    score = VALIDATIONS[task.form.spatial](run, task, held_out, own) if len(held_out) == 1 else None
 
     def validate(model: Any) -> tuple[float, dict[str, float]]:
         found = score(model)  # type: ignore[misc]
@@ -77,8 +91,12 @@ def fit_member(
     return progress, len(table), learner.initial_loss(config, task.outputs)
 
 
-def materials(run: Run, task: Task, held_out: tuple[int, ...]) -> tuple[Table, Joined, Any]:
+def materials(run: Run, task: Task, held_out: tuple[int, ...]) -> tuple[Table, Source, Any]:
     """What a member learns from: its table, the images that the table's rows mean, and the training images alone."""
+    return MATERIALS[task.form.spatial](run, task, held_out)
+
+
+def _pictures(run: Run, task: Task, held_out: tuple[int, ...]) -> tuple[Table, Source, Any]:
     images = stores.training_images(run.config, run.competition)
     table = member_table(run, task, held_out, images.broken)
     pictures = [images.train, images.test]
@@ -88,9 +106,23 @@ def materials(run: Run, task: Task, held_out: tuple[int, ...]) -> tuple[Table, J
     return table, Joined(pictures), images.train
 
 
+def _pairs(run: Run, task: Task, held_out: tuple[int, ...]) -> tuple[Table, Source, Any]:
+    config, competition = run.config, run.competition
+    train = masked.Source(config, competition, competition.train["file"].tolist(), "train images")
+    planes: list[Any] = [masked.planes_of(config, competition, task)]
+    tiles = config.data.resize == masked.TILES
+    images = [train.own_size() if tiles else train.square(config.image_size)]
+    table = member_table(run, task, held_out, np.zeros(0, dtype=np.int64))
+    if not tiles:
+        return table, masked.Whole(images, planes), train
+    repeated = table.take(np.repeat(np.arange(len(table)), config.tiles.repeat))
+    skip = int(task.learns.simplex)  # the ground
+    return repeated, masked.Squares(images, planes, config.image_size, config.tiles.foreground, skip), train
+
+
 def counts_of(table: Table, task: Task) -> np.ndarray | None:
     """(C,) how many of the member's own rows are of each class or label, soft ones by their share; None of numbers."""
-    if not task.learns.bounded:
+    if not task.learns.bounded or task.learns.spatial:
         return None
     return task.learns.dense(table.targets, task.outputs).sum(axis=0, dtype=np.float64)
 
@@ -127,6 +159,8 @@ def blueprint(run: Run, task: Task, held_out: tuple[int, ...]) -> network.Bluepr
         stem=config.stem,
         normalise=registry.complete("normalises", config.data.normalise),
         whitening=whitening,
+        decoder=config.decoder,
+        tile_scale=config.tiles.scale,
         preprocess=[registry.complete("preprocesses", call) for call in config.data.preprocess],
     )
 
@@ -250,3 +284,31 @@ def _validation(run: Run, task: Task, held_out: tuple[int, ...], images: Any) ->
         return (score if metric.greater else -score), {"score": score}
 
     return validate
+
+
+def _map_validation(run: Run, task: Task, held_out: tuple[int, ...], source: masked.Source) -> engine.Validate:
+    """Scores the maps of the member's own fold, cut as the config says, in the training format."""
+    config = replace(run.config, scales=[1.0])
+    rows = np.flatnonzero(np.isin(run.folds, held_out))
+    truth = task.targets(run.competition.targets)[rows]
+    metric = evaluate.metric(config.metric, task)
+    view = views.expand(["identity()"])
+    geometry = Geometry("" if config.data.resize == masked.TILES else config.data.resize)
+
+    def maps(model: Any) -> Stored:
+        found: list[list[np.ndarray]] = []
+        for new, strip in prediction.map_strips([model], task, source, rows, view, config, "validate"):
+            found += [[]] if new else []
+            found[-1].append(strip)
+        pixels = [np.concatenate(strips) for strips in found]
+        return Stored(pixels, source.sizes[rows], geometry, task.outputs)
+
+    def validate(models: Iterable[Any]) -> tuple[float, dict[str, float]]:
+        score = metric(truth, Mean([maps(model) for model in models]))
+        return (score if metric.greater else -score), {"score": score}
+
+    return validate
+
+
+MATERIALS = {False: _pictures, True: _pairs}  # by whether the task's form is spatial
+VALIDATIONS = {False: _validation, True: _map_validation}

@@ -19,21 +19,22 @@ SOURCE = small_training.SOURCE / "pipeline"
 FLOORS = [  # a module imports from floors above it in this list alone, at the top or within a function
     ["errors", "console", "environment", "torchvision_fix", "forms", "rle"],
     ["registry", "archives", "patterns", "pictures", "windows"],
-    ["stacking", "policies", "surgery", "segmenters"],
+    ["stacking", "policies", "surgery", "segmenters", "maps"],
     ["fitting", "linear"],
     ["backbone_names", "symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
     ["recommended"],
     ["config", "nested"],
     ["artefacts", "cutting", "hardware", "spaces"],
-    ["files", "plots", "advice", "course", "study"],
+    ["files", "plots", "advice", "course", "study", "ragged"],
     ["images", "tables"],
     ["masks", "whitening"],
+    ["mask_truth"],
     ["competition", "submission"],
-    ["folds", "features", "doctor", "doctor.*", "discover", "discover.*"],
+    ["folds", "blending", "features", "doctor", "doctor.*", "discover", "discover.*"],
     ["extra"],
     ["encoders"],
     ["runs", "stores", "data", "network", "journal"],
-    ["learner", "infer", "tuned"],
+    ["learner", "infer", "masked", "tuned"],
     ["checkpoint", "embed", "objective"],
     ["engine", "prediction"],
     ["training"],
@@ -45,7 +46,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
 ]
 SIDEWAYS = ("stages", "parts", "tasks", "doctor", "discover")  # within these, one module may use another
 HEAVY = ("surgery", "segmenters")  # changes torch modules; the parts that use it import it when they are called
-LIGHT = [floor for names in FLOORS[:14] for floor in names if not floor.endswith("*") and floor not in HEAVY]
+LIGHT = [floor for names in FLOORS[:15] for floor in names if not floor.endswith("*") and floor not in HEAVY]
 LIGHT += ["runs", "stages", "tuned"]
 TASK_NAMES = {*tasks.names(), "segmentation", "retrieval"}
 

@@ -332,6 +332,10 @@ class ByChannels(policies.Seeded):
         transform = self.three if image.shape[2] == 3 else self.others
         return transform(image=image)["image"]
 
+    def __call__(self, *, image: np.ndarray, mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The changed image, and the mask as it is: such changes move no pixel."""
+        return {"image": self.change(image)} | ({} if mask is None else {"mask": mask})
+
 
 @contextlib.contextmanager
 def _albumentations() -> Iterator[Any]:
@@ -347,18 +351,19 @@ def _albumentations() -> Iterator[Any]:
             raise UserError(f"albumentations refuses these arguments: {fault}") from fault
 
 
-def augmenter(transforms: list[Any]) -> Callable[[np.ndarray, int], np.ndarray]:
-    """A callable ``(image, seed) -> image`` that runs the transforms in turn.
+def augmenter(transforms: list[Any]) -> Callable[..., Any]:
+    """A callable ``(image, seed) -> image`` that runs the transforms in turn; ``(image, seed, planes)`` gives both.
 
-    image: (H, W, C) uint8, left as it is. seed: 0 … 2^64 - 1, made by the caller from (seed, epoch, index); it alone
-    decides the result, in any process and after any other calls. One augmenter serves one thread: make one for each,
-    from the same transforms if you like, since it works on a copy.
+    image: (H, W, C) uint8, left as it is. planes: (H, W, P) uint8, moved as the image is, by the nearest pixel. seed:
+    0 … 2^64 - 1, made by the caller from (seed, epoch, index); it alone decides the result, in any process and after
+    any other calls. One augmenter serves one thread: make one for each, from the same transforms if you like, since it
+    works on a copy.
     """
     return Augmenter(transforms) if transforms else _unchanged
 
 
-def _unchanged(image: np.ndarray, seed: int) -> np.ndarray:
-    return image
+def _unchanged(image: np.ndarray, seed: int, planes: np.ndarray | None = None) -> Any:
+    return image if planes is None else (image, planes)
 
 
 class Augmenter:
@@ -378,10 +383,15 @@ class Augmenter:
         for transform in self.transforms:
             transform.set_random_state(generator, self.python)
 
-    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+    def __call__(self, image: np.ndarray, seed: int, planes: np.ndarray | None = None) -> Any:
         self.python.seed(seed)
         self.fresh["state"]["key"][0] = seed
         self.philox.state = self.fresh
+        if planes is None:
+            for transform in self.transforms:
+                image = transform(image=image)["image"]
+            return image
         for transform in self.transforms:
-            image = transform(image=image)["image"]
-        return image
+            both = transform(image=image, mask=planes)
+            image, planes = both["image"], both["mask"]
+        return image, planes

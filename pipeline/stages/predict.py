@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -38,32 +37,21 @@ def predict(run: Run, task: Task, held_out: tuple[int, ...]) -> bool:
     if artefacts.finished(folder / "predict.json", print_, *outputs):
         return True
     from pipeline.hardware import Hardware
-    from pipeline.prediction import Member
+    from pipeline.prediction import open_member
 
     say(f"predict {run.name} {folder.name}")
     with artefacts.locked(folder):
-        member = Member(folder, run.config, run.competition, task, Hardware(**run.stored()["hardware"]))
+        member = open_member(folder, run.config, run.competition, task, Hardware(**run.stored()["hardware"]))
         made_by = {
             "run": run.name, "member": folder.name, "views": run.config.views, "scales": run.config.scales,
             "merge": run.config.merge, "epoch": member.epoch, "commit": artefacts.commit(),
             **({"crossfit": True} if crossfit(run.config) else {}),
         }  # fmt: skip
         if held_out:
-            _predict_own_fold(run, member, held_out, folder, made_by)
-        ids = run.competition.test["id"].to_numpy()
-        Predictions(ids, member.merge(member.test_rows()), task.space, made_by).save(folder / "test.npz")
+            member.write_own(np.flatnonzero(np.isin(run.folds, held_out)), folder, made_by)
+        member.write_test(folder, made_by)
         artefacts.finish(folder / "predict.json", print_)
     return False
-
-
-def _predict_own_fold(run: Run, member, held_out: tuple[int, ...], folder: Path, made_by: dict) -> None:
-    rows = np.flatnonzero(np.isin(run.folds, held_out))
-    ids = run.competition.train["id"].to_numpy()[rows]
-    values = member.train_rows(rows)
-    Predictions(ids, member.merge(values), member.task.space, made_by).save(folder / "oof.npz")
-    if len(values) > 1:  # what each view and scale says alone, for the table of gains
-        with artefacts.atomic(folder / "oof_views.npz") as handle:
-            np.savez(handle, values=values, ids=np.asarray(ids, dtype=np.str_), labels=np.array(member.labels()))
 
 
 def crossfit(config: Config) -> bool:
@@ -96,7 +84,7 @@ def _say_gains(run: Run, task: Task, metric: evaluate.Metric, truth: np.ndarray,
     files = [run.member((fold,)) / "oof_views.npz" for fold in range(run.count)]
     if len(run.config.views) * len(run.config.scales) < 2 and not all(f.exists() for f in files):
         return
-    if not all(file.exists() for file in files):
+    if task.form.spatial or not all(file.exists() for file in files):
         return
     from pipeline import registry
 

@@ -18,7 +18,7 @@ from pipeline.config import Config, root
 from pipeline.console import Outcome, say
 from pipeline.errors import UserError, some
 from pipeline.tables import check_ids, read_table
-from pipeline.tasks import task_for
+from pipeline.tasks import Task, task_for
 
 PARTS = ("all", "public", "private")
 LOOK = ("time", "look", "submission", "submission_digest", "solution", "solution_digest", "metric", *PARTS)
@@ -71,31 +71,46 @@ def _submission(config: Config) -> Path:
 def _score(config: Config, competition: Competition, path: Path, solution: Path) -> dict[str, float]:
     task, sample = task_for(config, competition), competition.sample
     frame = submission.read(path, sample, task.allowed(sample))
-    answers, usage = _answers(competition, solution)
-    row_of = {name: row for row, name in enumerate(frame.iloc[:, 0])}
-    missing = [name for name in answers.iloc[:, 0] if name not in row_of]
+    answers, usage = _answers(competition, solution, repeats=task.form.spatial)
+    row_of, asked = {name: row for row, name in enumerate(task.answered(frame))}, task.answered(answers)
+    missing = [name for name in asked if name not in row_of]
     if missing:
         raise UserError(
             f"{shown(solution)} has {len(missing)} ids that {shown(path)} has not: {some(missing)}; "
             "is it the solution of this competition?"
         )
-    values = task.values(frame, sample)[[row_of[name] for name in answers.iloc[:, 0]]]
+    values = task.values(frame, sample)[np.array([row_of[name] for name in asked], dtype=np.int64)]
     try:
         truth = task.truth(answers, sample)
     except UserError as fault:
         raise UserError(f"{shown(solution)}: {fault}") from fault
     metric = evaluate.metric(config.metric, task)
+    usage = _usage_of(task, answers, usage, asked)
     rows = {"all": np.ones(len(truth), dtype=bool), "public": usage == "public", "private": usage == "private"}
     return {part: metric(truth[chosen], values[chosen]) for part, chosen in rows.items() if chosen.any()}
 
 
-def _answers(competition: Competition, solution: Path) -> tuple[pd.DataFrame, np.ndarray]:
-    """The solution's rows that count, ids first, without Usage; and the usage of each, in lower case."""
+def _usage_of(task: Task, answers: pd.DataFrame, usage: pd.Series, asked: list[str]) -> np.ndarray:
+    """(n,) the usage of each asked id; an id of a solution may name a part of it, such as an image's class."""
+    if not usage.index.isin(asked).all():
+        first = [task.answered(answers.iloc[[row]])[0] for row in range(len(answers))]
+        cells = answers.iloc[:, 0].astype(str).map(usage)
+        usage = pd.Series(cells.to_numpy(), index=first)
+        usage = usage[~usage.index.duplicated()]
+    return usage.reindex(asked).to_numpy()
+
+
+def _answers(competition: Competition, solution: Path, repeats: bool) -> tuple[pd.DataFrame, pd.Series]:
+    """The solution's rows that count, ids first, without Usage; and the usage of each id, in lower case.
+
+    repeats: whether there may be several rows of an id.
+    """
     table = read_table(solution)
     ids = str(competition.sample.columns[0])
     if ids not in table.columns:
         raise UserError(f"{shown(solution)} has no column {ids!r}; its columns: {some(table.columns, 20)}")
-    check_ids(table[ids], shown(solution))
+    if not repeats:
+        check_ids(table[ids], shown(solution))
     column = next((name for name in table.columns if str(name).lower() == "usage"), None)
     usage = table[column].str.strip().str.lower() if column else pd.Series("", index=table.index)
     odd = sorted(set(usage) - {"public", "private", "ignored"}) if column else []
@@ -105,7 +120,8 @@ def _answers(competition: Competition, solution: Path) -> tuple[pd.DataFrame, np
     answers = table[[ids, *(name for name in table.columns if name not in (ids, column))]]
     if answers.shape[1] < 2 or not counts.any():
         raise UserError(f"{shown(solution)} has no answers: it needs the ids and a column with the truth")
-    return answers[counts], usage[counts].to_numpy()
+    kept = pd.Series(usage[counts].to_numpy(), index=table[ids][counts].astype(str))
+    return answers[counts], kept[~kept.index.duplicated()]
 
 
 def _outcome(look: dict[str, str], reused: bool, seconds: float) -> Outcome:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artefacts, console, evaluate, features, nested, registry, tasks
+from pipeline import artefacts, blending, console, evaluate, features, nested, registry, tasks
 from pipeline.artefacts import Predictions, shown
 from pipeline.competition import Competition, load
 from pipeline.config import Config, replace
@@ -29,6 +29,7 @@ from pipeline.errors import UserError
 from pipeline.features import Features
 from pipeline.folds import read_folds
 from pipeline.forms import FORMS
+from pipeline.maps import Mean
 from pipeline.nested import Candidate, Table
 from pipeline.runs import Run
 from pipeline.stages import submit
@@ -44,6 +45,8 @@ def run(config: Config) -> list[Outcome]:
     name = artefacts.safe_name(config.stack.name, "stack.name")
     methods(config, 0)  # wrong names fail before any data is read
     nested.check_decisions(config.stack.decisions)
+    if tasks.facts(config.task).get("spatial"):
+        return map_stack(config, name, started)
     competition = load(config)
     folds, task = read_folds(config, competition), task_for(config, competition)
     members = find_members(config, int(folds.max()) + 1)
@@ -368,3 +371,75 @@ def show_candidates(candidates: list[Candidate], taken: Candidate, width: int) -
     """A line for each candidate, the one taken with an arrow."""
     for c in candidates:
         console.say(f"  {'→' if c is taken else ' '} {c.call:<{width}}  {c.score}  {c.gain:+.4f} ± {c.gain_se:.4f}")
+
+
+# --- maps ---------------------------------------------------------------------------------------------------------
+
+
+def map_stack(config: Config, name: str, started: float) -> list[Outcome]:
+    """Blend the maps of runs and choose the cut's numbers; see ``pipeline/blending.py``."""
+    competition = load(config)
+    folds, task = read_folds(config, competition), task_for(config, competition)
+    members = find_members(config, int(folds.max()) + 1)
+    folder = artefacts.runs_folder(config) / FOLDER / name
+    print_ = artefacts.fingerprint(
+        fingerprint(config, competition.fingerprint, folds, members, [], None), config.cut, "maps"
+    )
+    outputs = [folder / file for file in ("level2.json", "nested.npz", "test.npz")]
+    if known := artefacts.finished(folder / "stack.json", print_, *outputs):
+        submit.run(replace(config, source=name))
+        return [Outcome("stack", name, nested=known["nested"], note=known["note"], reused=True, facts=known["facts"])]
+    metric, first = evaluate.metric(config.metric, task), members[0]
+    oof = [member.oof().values for member in members]
+    names = [member.name for member in members]
+    made = blending.build(names, oof, first.truth(task), task, metric, first.scored_folds, config.folds.seed)
+    show_maps(made, metric, first)
+    (folder / "stack.json").unlink(missing_ok=True)  # never beside outputs that it does not describe
+    write_maps(folder, made, members, oof, task, config)
+    score, note = str(made.cut.score), f"{made.chosen.call} + {made.cut.call} over {', '.join(names)}"
+    found = {"method": made.chosen.call, "decision": made.cut.call, "gain": made.cut.gain}
+    found |= {"nested": made.cut.score.value, "nested_se": made.cut.score.se}
+    seconds = time.perf_counter() - started
+    artefacts.finish(folder / "stack.json", print_, nested=score, note=note, seconds=seconds, facts=found)
+    submit.run(replace(config, source=name))
+    return [Outcome("stack", name, nested=score, note=note, seconds=seconds, facts=found)]
+
+
+def write_maps(
+    folder: Path, made: blending.Level2, members: list[Run], oof: list[Any], task: Task, config: Config
+) -> None:
+    """Nested and test maps as they are submitted, and ``level2.json``; the folds' test maps are averaged, then cut."""
+    made_by = {"level2": made.chosen.call, "members": made.members, "commit": artefacts.commit()}
+    competition, first = members[0].competition, members[0]
+    ids = competition.train["id"].to_numpy()[first.scored]
+    nested_maps = blending.Weighted(oof, made.chosen.nested)
+    nested_maps.cut = made.cut.call
+    Predictions(ids, nested_maps, task.space, made_by).save(folder / "nested.npz")
+    used = [(member, weight) for member, weight in zip(members, made.chosen.weights, strict=True) if weight]
+    each = [Predictions.mean(member.tests()).values for member, _ in used]
+    answer = Mean(each, [weight for _, weight in used], made.cut.call)
+    Predictions(competition.test["id"].to_numpy(), answer, task.space, made_by).save(folder / "test.npz")
+    score = made.cut.score
+    described = {
+        "method": made.chosen.call, "reason": made.reason, "decision": made.cut.call, "parameters": made.cut.facts(),
+        "score": {"score": score.value, "se": score.se, "folds": score.folds}, "metric": config.metric,
+        "members": made.members, "columns": list(task.columns),
+        "weights": dict(zip(made.members, made.chosen.weights.tolist(), strict=True)),
+        "nested": [{"method": way.call, "score": way.score.value, "gain": way.gain} for way in made.candidates],
+        "leak": "second order: level 2 is fitted on OOF predictions",
+    }  # fmt: skip
+    artefacts.write_json(folder / "level2.json", described)
+
+
+def show_maps(made: blending.Level2, metric: evaluate.Metric, first: Run) -> None:
+    """Print every blend with its paired gain over the best run, the choice, and the cut."""
+    width = max(len(way.call) for way in made.candidates)
+    console.say(f"stack: {metric.name} on {len(first.scored)} images, cut as {metric.task.cut}; gain over the best run")
+    for way in made.candidates:
+        mark = "→" if way is made.chosen else " "
+        console.say(f"  {mark} {way.call:<{width}}  {way.score}  {way.gain:+.4f} ± {way.gain_se:.4f}")
+    console.say(f"  chosen: {made.chosen.call}, {made.reason}")
+    console.say(f"  cut: {made.cut}")
+    console.say(f"  {made.cut.score} with this cut; each image by one member, test maps average {first.count} members")
+    if first.count > 1:
+        console.say("  second-order leak: level 2 is fitted on OOF, whose members saw the held-out fold's labels")

@@ -9,7 +9,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from pipeline import artefacts, evaluate, submission
@@ -94,7 +93,6 @@ def _from_run(config: Config, competition: Competition, task: Task, name: str) -
         none = {"source": name, "members": [f"{name}/full"], "cv": None}
         return Answer(name, _rows(competition, task, full), "no CV", facts=none)
     tests = run.tests()
-    mean = np.stack([member.values for member in tests]).mean(axis=0, dtype=np.float64)
     metric = evaluate.metric(config.metric, task)
     score = evaluate.score_folds(metric, run.truth(task), run.oof().values, run.scored_folds)
     facts: dict[str, Any] = {
@@ -103,7 +101,7 @@ def _from_run(config: Config, competition: Competition, task: Task, name: str) -
         "cv": {k: _plain(v) for k, v in dataclasses.asdict(score).items()},
         "score": str(score),
     }
-    return Answer(name, _rows(competition, task, Predictions(tests[0].ids, mean, task.space)), str(score), facts=facts)
+    return Answer(name, _rows(competition, task, Predictions.mean(tests)), str(score), facts=facts)
 
 
 def _rows(competition: Competition, task: Task, predictions: Predictions) -> pd.DataFrame:
@@ -125,6 +123,8 @@ def _plain(value: Any) -> Any:
 def _blend(config: Config, competition: Competition, task: Task) -> Answer:
     if len(config.blend) < 2:
         raise UserError(f"blend={','.join(config.blend)}, but a blend needs two csvs or more: blend=a.csv,b.csv")
+    if task.form.spatial:
+        raise UserError("blend= averages numbers and lets names vote, which masks are neither; stack the runs instead")
     allowed = task.allowed(competition.sample)
     paths = [submission.locate(config, text, "blend") for text in config.blend]
     frames = [submission.read(path, competition.sample, allowed) for path in paths]

@@ -1,8 +1,10 @@
 """All that differs between tasks, behind one small protocol; ``task: NAME`` in a config is a part of this folder.
 
 Form: ``f(config, competition, *, …) -> Task``. Facts: ``form`` of truth and values and ``learns``, the form of what the
-network is trained on (see ``pipeline/forms.py``); ``loss``, ``metric``, ``split`` and ``group_split``, the defaults,
-in which ``{argument}`` stands for the task's own argument. Nothing outside this folder asks which task it is.
+network is trained on (see ``pipeline/forms.py``); ``spatial``, that these are masks; ``strata``, the form of what
+splits balance, if it is another; ``loss``, ``metric``, ``split``, ``group_split``, ``decoder`` and ``cut``, defaults,
+in which ``{argument}`` stands for the task's own argument. A fact that is a dict is chosen by the argument that the
+fact ``by`` names. Nothing outside this folder asks which task it is.
 """
 
 from __future__ import annotations
@@ -82,6 +84,9 @@ class Task(Protocol):
     def allowed(self, sample: pd.DataFrame) -> dict[str, Cells]:
         """What the columns of a submission may hold, beyond what the sample itself shows."""
 
+    def answered(self, frame: pd.DataFrame) -> list[str]:
+        """The ids that the rows of ``values`` and ``truth`` speak of."""
+
     def values(self, frame: pd.DataFrame, sample: pd.DataFrame) -> np.ndarray:
         """A submission's rows (text cells) → (N, C) float32 values: the inverse of ``submission``."""
 
@@ -98,7 +103,9 @@ def facts(task: str) -> dict[str, Any]:
     """The facts of a task's call-string, with its arguments filled into the default metric."""
     part, call = registry.bind("tasks", task)
     arguments = {**part.arguments, **call.arguments}
-    return {**part.facts, "metric": part.facts["metric"].format(**arguments)}
+    chosen = arguments.get(part.facts.get("by", ""), "")
+    found = {name: fact.get(chosen, "") if isinstance(fact, dict) else fact for name, fact in part.facts.items()}
+    return {**found, "metric": found["metric"].format(**arguments)}
 
 
 def settle(config: Config) -> None:
@@ -106,6 +113,8 @@ def settle(config: Config) -> None:
     known = facts(config.task)
     config.metric = config.metric or known["metric"]
     config.loss = config.loss or known["loss"]
+    config.decoder = config.decoder or known.get("decoder", "")
+    config.cut = config.cut or known.get("cut", "")
     groups = config.data.group or config.folds.groups
     config.folds.method = config.folds.method or (known["group_split"] if groups else known["split"])
 
@@ -119,10 +128,12 @@ def check(config: Config) -> None:
         "augment": ("augments", config.augment, known["learns"]),
         "sampler": ("samplers", config.sampler, known["learns"]),
         "metric": ("metrics", config.metric, known["form"]),
-        "folds.method": ("splits", config.folds.method, known["form"]),
+        "folds.method": ("splits", config.folds.method, known.get("strata", known["form"])),
         "merge": ("merges", config.merge, known["form"]),
-        "features.classifier": ("classifiers", config.features.classifier, known["learns"]),
+        "cut": ("cuts", config.cut, known["form"]),
     }
+    if not known.get("spatial"):
+        given["features.classifier"] = ("classifiers", config.features.classifier, known["learns"])
     for key, (kind, call, form) in given.items():
         for one in registry.unfold(kind, call) if call else ():
             if not _takes(registry.facts(kind, one), kind, form):
@@ -130,6 +141,33 @@ def check(config: Config) -> None:
                 raise UserError(f"{key}={call}, but task={config.task} has {form}; those that fit: {', '.join(fits)}")
     for one in registry.unfold("losses", config.loss) if config.loss else ():
         _check_scale(config, one)
+    _check_spatial(config, bool(known.get("spatial")))
+
+
+def _check_spatial(config: Config, spatial: bool) -> None:
+    """Keys that only masks have, and keys that masks lack."""
+    tiles = config.data.resize if config.data.resize == "tiles" else ""
+    only = {"decoder": config.decoder, "cut": config.cut, "data.resize": tiles}
+    never = {
+        "data.extra": config.data.extra,
+        "data.box": ",".join(config.data.box),
+        "pseudo.crossfit": "true" if config.pseudo.crossfit else "",
+        "mix": "" if registry.parse(config.mix).name == "none" else config.mix,
+        "merge": "" if registry.parse(config.merge).name == "mean" else config.merge,
+    }
+    wrong = next((f"{key}={value}" for key, value in (never if spatial else only).items() if value), "")
+    if wrong:
+        raise UserError(f"{wrong} does not go with task={config.task}, which {_has(spatial)} masks; leave it out")
+
+
+def _has(spatial: bool) -> str:
+    return "has" if spatial else "has no"
+
+
+def refuse_spatial(config: Config) -> None:
+    """Raise UserError in a stage that has no use for masks."""
+    if facts(config.task).get("spatial"):
+        raise UserError(f"stage={config.stage} is not made for task={config.task}; its stages are those of the recipe")
 
 
 def _check_scale(config: Config, loss: str) -> None:

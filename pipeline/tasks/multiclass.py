@@ -247,6 +247,10 @@ class Multiclass:
         }
         return {columns[0]: rules[self.cells(sample)]}
 
+    def answered(self, frame: pd.DataFrame) -> list[str]:
+        """The first column."""
+        return frame.iloc[:, 0].astype(str).tolist()
+
     def values(self, frame: pd.DataFrame, sample: pd.DataFrame) -> np.ndarray:
         """Names become one-hot, ranks 1, 1/2, 1/3, …, columns of probabilities stay: (N, C) float32."""
         matched = answers.match([str(name) for name in frame.columns[1:]], self.columns)

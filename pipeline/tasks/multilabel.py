@@ -192,6 +192,10 @@ class Multilabel:
             }
         return {name: Numbers(0, 1) for name in self._matched(sample)}
 
+    def answered(self, frame: pd.DataFrame) -> list[str]:
+        """The first column."""
+        return frame.iloc[:, 0].astype(str).tolist()
+
     def values(self, frame: pd.DataFrame, sample: pd.DataFrame) -> np.ndarray:
         """Labels in one cell become 1 (ranked ones 1, 1/2, …), columns stay: (N, C) float32."""
         matched = answers.match([str(name) for name in frame.columns[1:]], self.columns)

@@ -121,6 +121,10 @@ class Numeric:
         """Finite numbers within the bounds."""
         return {name: Numbers(*self.bounds) for name in self._matched(sample)}
 
+    def answered(self, frame: pd.DataFrame) -> list[str]:
+        """The first column."""
+        return frame.iloc[:, 0].astype(str).tolist()
+
     def values(self, frame: pd.DataFrame, sample: pd.DataFrame) -> np.ndarray:
         """(N, T) float32, the submission's numbers in the order of the targets."""
         columns = [str(name) for name in frame.columns[1:]]

@@ -1,0 +1,282 @@
+"""Segmentation: which pixels of an image are what; truth and values are read one image at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline import registry, rle
+from pipeline.errors import UserError, some
+from pipeline.forms import CLASS_MASKS, LEVELS, MAPS, MASKS, OBJECTS, VOID, Form
+from pipeline.maps import Maps
+from pipeline.registry import part
+from pipeline.tasks.answers import Cells, Names
+
+if TYPE_CHECKING:
+    from pipeline.competition import Competition
+    from pipeline.config import Config
+    from pipeline.mask_truth import Told
+
+QUARTERS = 4  # of coverage, that a split balances
+
+
+@part(
+    source="Long et al. 2015 (fully convolutional networks); objects: Caicedo et al. 2019 (Data Science Bowl 2018)",
+    by="kind",
+    form={"masks": "masks", "class_masks": "class_masks", "objects": "objects"},
+    learns={"masks": "masks", "class_masks": "class_masks", "objects": "masks"},
+    loss={
+        "masks": "total(losses=('bce()','dice()'))",
+        "class_masks": "total(losses=('cross_entropy()','dice_softmax()'))",
+        "objects": "total(losses=('bce()','dice()'))",
+    },
+    metric={"masks": "dice()", "class_masks": "iou_mean()", "objects": "object_precision_over_iou()"},
+    cut={"masks": "threshold()", "class_masks": "argmax()", "objects": "watershed()"},
+    decoder="unet()",
+    strata="labels",
+    spatial=True,
+    split="multilabel_stratified_kfold()",
+    group_split="multilabel_stratified_group_kfold()",
+    allowed={"kind": ("masks", "class_masks", "objects")},
+)
+def segmentation(config: Config, competition: Competition, *, kind: str = "masks") -> Segmentation:
+    """A mask for each image: mask.* says how the truth is told.
+
+    kind: masks are planes of their own, one or several; class_masks give each pixel one class; objects are told apart.
+    """
+    if competition.masks is None:
+        raise UserError(f"task={config.task}, but there are no masks; set mask.rle=COLUMN or mask.folder=FOLDER")
+    return Segmentation(kind, competition.masks, config.mask.empty, config.cut)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of N images in the shape of the truth, made when they are asked for."""
+
+    count: int
+    make: Callable[[int], np.ndarray]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def one(self, row: int) -> np.ndarray:
+        """Bits, indices or labels of an image, without void."""
+        return self.make(row)
+
+    def __getitem__(self, rows: np.ndarray) -> Answers:
+        rows = np.asarray(rows)
+        places = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return Answers(len(places), lambda row: self.make(int(places[row])))
+
+
+class Segmentation:
+    """Masks of images; values are maps of probabilities (``pipeline/maps.py``), a plane for each output."""
+
+    space = "probability"
+    agreement = False
+    grades = None
+
+    def __init__(self, kind: str, told: Told, empty: str, cut: str) -> None:
+        """told: the masks of the training rows, and how a submission tells them. empty: the text of no mask."""
+        self.form: Form = MAPS[kind]
+        self.learns: Form = MASKS if self.form is OBJECTS else self.form
+        self.columns = ["inside", "border"] if self.form is OBJECTS else list(told.columns)
+        self.outputs = len(self.columns)
+        self.told, self.answer, self.empty, self.cut = told, told.answer, empty, cut
+
+    # --- truth ---
+
+    def strata(self, raw: pd.DataFrame) -> np.ndarray:
+        """(N, C + 4) int64: which classes an image has, and in which quarter of the images its covered share lies."""
+        shares = raw.to_numpy(dtype=np.float64)
+        found = (shares > 0).astype(np.int64)
+        total = shares[:, 1:].sum(axis=1) if self.form is CLASS_MASKS and shares.shape[1] > 1 else shares.sum(axis=1)
+        filled = total > 0
+        ranks = np.zeros(len(total), dtype=np.int64)
+        order = np.argsort(total[filled], kind="stable")
+        ranks[np.flatnonzero(filled)[order]] = np.arange(len(order)) * QUARTERS // max(1, len(order)) + 1
+        return np.hstack([found, ranks[:, None] == np.arange(1, QUARTERS + 1)]).astype(np.int64)
+
+    def targets(self, raw: pd.DataFrame) -> Any:
+        """The truth of these rows of the training table, read one image at a time."""
+        return self.told.truth(raw.index.to_numpy(dtype=np.int64))
+
+    def taught(self, raw: pd.DataFrame) -> Any:
+        """The truth."""
+        return self.targets(raw)
+
+    def soft(self, targets: Any) -> Any:
+        """Truth stays: what a network learns are planes, see ``planes``."""
+        return targets
+
+    def fit(self, taught: Any) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def encode(self, taught: Any, state: dict[str, Any]) -> np.ndarray:
+        """(N,) int64, the rows themselves: their planes are read with the images."""
+        return np.asarray(taught.rows, dtype=np.int64)
+
+    def planes(self, truth: np.ndarray) -> np.ndarray:
+        """The truth of one image → (P, H, W) uint8 that a network learns: 0…254 are probabilities, 255 is void."""
+        if self.form is OBJECTS:
+            return _object_planes(truth)
+        if self.form is CLASS_MASKS:
+            found = (truth[None] == np.arange(self.outputs, dtype=np.uint8)[:, None, None]).astype(np.uint8) * LEVELS
+            found[:, truth == VOID] = VOID
+            return found
+        return np.where(truth == VOID, VOID, truth * LEVELS).astype(np.uint8)
+
+    # --- values ---
+
+    def activate(self, outputs: Any, state: dict[str, Any]) -> Any:
+        """Logits (B, P, H, W) tensor → probabilities (B, P, H, W) float32."""
+        return outputs.float().softmax(dim=1) if self.learns.simplex else outputs.float().sigmoid()
+
+    def confident(
+        self, values: Maps, threshold: float, cap: int = 0, agreement: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Images whose pixels are sure: the mean of max(p, 1 − p) over the pixels that are not plainly ground."""
+        confidence = np.array([_sureness(values.one(row)) for row in range(len(values))], dtype=np.float32)
+        rows = np.flatnonzero(confidence >= np.float32(threshold))
+        return rows, confidence[rows]
+
+    def pseudo_labels(self, values: Maps, soft: bool) -> dict[str, Any]:
+        """Nothing beside ids: the planes lie in a file of their own."""
+        return {}
+
+    def read_labels(self, frame: pd.DataFrame) -> Any:
+        """Masks are in no csv."""
+        raise UserError("pseudo-labels of masks are read as planes, not from a csv")
+
+    def decide(self, values: Any) -> Any:
+        """Maps → answers by their own cut, else the config's; masks of a csv are answers already."""
+        if not isinstance(values, Maps):
+            return values
+        cut = registry.build("cuts", values.cut or self.cut)()
+        return Answers(len(values), lambda row: cut(values.one(row)))
+
+    # --- submissions ---
+
+    def submission(self, ids: np.ndarray, values: Any, sample: pd.DataFrame) -> pd.DataFrame:
+        """One row an image, an image and class, or an object, as the competition tells masks."""
+        answers, row_of = self.decide(values), {str(name): row for row, name in enumerate(ids)}
+        wanted = self.told.ids(sample)
+        missing = [name for name in wanted if name not in row_of]
+        if missing:
+            raise UserError(f"no prediction for {len(missing)} ids of the sample: {some(missing)}; predict again")
+        rows = [row for name in wanted for row in self._rows(name, answers.one(row_of[name]))]
+        return pd.DataFrame(rows, columns=[str(name) for name in sample.columns]).astype(str)
+
+    def _rows(self, name: str, answer: np.ndarray) -> Iterator[tuple[str, ...]]:
+        """The rows of one image, in the columns of the sample."""
+        form = self.answer
+        if form.rows == "object":
+            found = rle.encode_instances(
+                answer if self.form is OBJECTS else _pieces(answer), order=form.order, base=form.base
+            )
+            yield from ((name, text) for text in found or [self.empty])
+            return
+        bits = self._bits(answer)
+        for place, plane in enumerate(bits):
+            text = rle.encode(plane, empty=self.empty, order=form.order, base=form.base)
+            if form.rows == "image":
+                yield (name, text)
+            elif form.class_column:
+                yield (name, form.classes[place], text)
+            else:
+                yield (f"{name}{form.separator}{form.classes[place]}", text)
+
+    def _bits(self, answer: np.ndarray) -> np.ndarray:
+        """(C, H, W) 0/1 of what is submitted: the ground is no class of an answer."""
+        if self.form is OBJECTS:
+            return (answer > 0)[None].astype(np.uint8)
+        if self.form is CLASS_MASKS:
+            first = len(self.columns) - max(1, len(self.answer.classes))
+            if self.answer.rows == "image":
+                return (answer > 0)[None].astype(np.uint8)
+            return (answer[None] == np.arange(first, len(self.columns))[:, None, None]).astype(np.uint8)
+        return answer
+
+    def allowed(self, sample: pd.DataFrame) -> dict[str, Cells]:
+        """Run-length texts in the last column; known classes in the column of classes."""
+        found: dict[str, Cells] = {
+            str(sample.columns[-1]): Runs(
+                self.answer.base, (*self.answer.empty, self.empty), self.answer.rows == "object"
+            )
+        }
+        if self.answer.class_column:
+            found[self.answer.class_column] = Names(frozenset(self.answer.classes))
+        return found
+
+    def answered(self, frame: pd.DataFrame) -> list[str]:
+        """The images that a csv speaks of, each once."""
+        return self.told.ids(frame)
+
+    def values(self, frame: pd.DataFrame, sample: pd.DataFrame) -> Any:
+        """The masks of a submission, image by image in the order of ``told.ids``."""
+        return self.told.read(frame, "the submission")
+
+    def truth(self, solution: pd.DataFrame, sample: pd.DataFrame) -> Any:
+        """The masks of a solution, image by image in the order of ``told.ids``."""
+        return self.told.read(solution, "the solution")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Run-length texts: pairs of a start and a length, ascending, or what stands for nothing.
+
+    repeats: there is a row for each object, so that ids repeat.
+    """
+
+    base: int = 1
+    empty: tuple[str, ...] = ("",)
+    repeats: bool = False
+    what: str = "holds no run-length text"
+    text: bool = True
+
+    def wrong(self, cells: pd.Series) -> pd.Series:
+        """True where a cell is no text of runs, or runs overlap."""
+        return cells.fillna("").astype(str).map(self._is_wrong).astype(bool)
+
+    def _is_wrong(self, cell: str) -> bool:
+        try:
+            rle.parse(cell, base=self.base, empty=self.empty)
+        except ValueError:
+            return True
+        return False
+
+
+def _sureness(map_: np.ndarray) -> float:
+    """Mean of the least sure plane's max(p, 1 − p) over pixels that some plane thinks possible; 1 without any."""
+    possible = (map_ > 0.05).any(axis=0)
+    sure = np.maximum(map_, 1 - map_).min(axis=0)
+    return float(sure[possible].mean()) if possible.any() else 1.0
+
+
+def _object_planes(labels: np.ndarray) -> np.ndarray:
+    """(2, H, W) uint8 of (H, W) labels: the inside of objects, and the border between and around them."""
+    from skimage.segmentation import find_boundaries
+
+    void, whole = labels < 0, np.maximum(labels, 0)
+    border = find_boundaries(whole, mode="thick")
+    planes = np.stack([whole > 0, border]).astype(np.uint8) * LEVELS
+    planes[:, void] = VOID
+    return planes
+
+
+def _pieces(answer: np.ndarray) -> np.ndarray:
+    """(C, H, W) bits or (H, W) indices → labels of their connected pieces."""
+    from skimage.measure import label
+
+    planes = answer if answer.ndim == 3 else (answer > 0)[None]
+    found, last = np.zeros(planes.shape[1:], dtype=np.int32), 0
+    for plane in planes:
+        own = label(plane, connectivity=1)
+        found[(own > 0) & (found == 0)] = own[(own > 0) & (found == 0)] + last
+        last += int(own.max())
+    return found
