@@ -109,7 +109,8 @@ def fit(
     journal = Journal(folder, progress.history)
     clock = Clock(config.train.checkpoint_seconds)
 
-    with stop_signals() as stopping, console.progress(folder.name, config.epochs * train.steps) as advance:
+    bar = console.progress(folder.name, config.epochs * train.steps)
+    with contextlib.closing(journal), stop_signals() as stopping, bar as advance:
         advance(progress.epoch * train.steps + progress.step)
         while progress.epoch < config.epochs and not _out_of_patience(progress, config):
             began, first = time.perf_counter(), progress.step
@@ -153,7 +154,6 @@ def fit(
             if stopping():  # it came during validation, perhaps the last one: the next fold must not start
                 state.save(progress)
                 raise KeyboardInterrupt
-    journal.close()
     if config.select != "best" or progress.best_epoch < 0:
         state.save_weights(folder / "best.ckpt", progress)
     state.save(progress)

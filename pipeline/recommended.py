@@ -79,15 +79,16 @@ def policy(config: Config) -> list[str]:
     """An augmentation policy: a move, a change of colours, a part hidden; each a preset with its magnitudes, or none.
 
     After AutoAugment (Cubuk et al. 2019), which searches operations and magnitudes, over the presets that
-    ``parts/augments.py`` names. Flips are among them where the competition's symmetry allows.
+    ``parts/augments.py`` names. Flips are among them where the competition's symmetry allows. Short trainings favour
+    weak augmentation: give them more of ``tune.coarse_epochs``.
     """
     allowed = SYMMETRIES.index(config.symmetry)
-    mirrors = ["none()", *(["flips()"] if allowed >= 1 else []), *(["d4()"] if allowed >= 2 else [])]
-    moves = ["none()", _preset("light"), "crop(scale=(uniform(0.3, 1), 1.0))",
+    mirrors = ["nothing", *(["flips()"] if allowed >= 1 else []), *(["d4()"] if allowed >= 2 else [])]
+    moves = ["nothing", _preset("light"), "crop(scale=(uniform(0.3, 1), 1.0))",
              f"pad_crop(pad=int(1, {max(2, config.image_size // 8)}))"]  # fmt: skip
-    tones = ["none()", _preset("colour"), _preset("rand_augment"), _preset("trivial_augment"), _preset("aug_mix"),
+    tones = ["nothing", _preset("colour"), _preset("rand_augment"), _preset("trivial_augment"), _preset("aug_mix"),
              "auto_augment(policy=choice('imagenet', 'cifar10'))"]  # fmt: skip
-    hidden = ["none()", "cutout(size=uniform(0.1, 0.5))", "erasing(area=(0.02, uniform(0.05, 0.4)))"]
+    hidden = ["nothing", "cutout(size=uniform(0.1, 0.5))", "erasing(area=(0.02, uniform(0.05, 0.4)))"]
     steps = [options for options in (mirrors, moves, tones, hidden) if len(options) > 1]
     choices = ", ".join(f"choice({', '.join(options)})" for options in steps)
     return [f"augment=compose(parts=[{choices}])"]

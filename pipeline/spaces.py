@@ -5,7 +5,9 @@ value, for an argument of a call-string, or inside a choice::
 
     lr=log(1e-5, 1e-2)
     optim=choice(adam(), adamw(weight_decay=log(1e-3, 0.3)))
-    augment=compose(parts=[flips(), rand_augment(magnitude=int(1, 15))])
+    augment=compose(parts=[choice(nothing, flips()), rand_augment(magnitude=int(1, 15))])
+
+``nothing`` leaves an item out of its list.
 
 Two names stand for spaces of their own: ``notes``, what to tune for so many trials, and ``policy``, an augmentation
 policy (see ``recommended.py``).
@@ -25,6 +27,7 @@ from pipeline.config import Config, convert, keys, replace
 from pipeline.errors import UserError, nearest
 
 DIGITS = 3  # significant digits of a number drawn from a range: enough to tell settings apart, few enough to read
+NOTHING = "nothing"
 RANGES = {"log": (False, True), "uniform": (False, False), "int": (True, False)}  # name → whole numbers? log scale?
 REFUSED = {
     "batch_size": "any batch size reaches the same score once lr and regularisation fit it (Shallue et al. 2018), so "
@@ -249,7 +252,7 @@ def _settled(node: Any, pick: Pick) -> Any:
         case Call(part=part, arguments=arguments):
             return str(registry.Call(part, {name: _settled(one, pick) for name, one in arguments.items()}))
         case Several(items=items):
-            return [_settled(item, pick) for item in items]
+            return [value for item in items if (value := _settled(item, pick)) != NOTHING]
     return node
 
 

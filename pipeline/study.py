@@ -130,11 +130,14 @@ class Study:
         return self.space.settings(lambda dimension: _suggest(trial, dimension))
 
     def report(self, trial: Any, step: int, score: float) -> None:
-        """Note a score after an epoch; raises optuna.TrialPruned where the trial is too weak to go on."""
+        """Note a score after an epoch; raises optuna.TrialPruned where the trial is too weak to go on.
+
+        step: 0, 1, …, over the epochs of all folds.
+        """
         library = optuna()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a killed process may have reported this epoch, with the same score
-            trial.report(self.sign * score, step)
+            trial.report(self.sign * score, step + 1)  # Optuna's rungs count from 1
         if trial.should_prune():
             raise library.TrialPruned
 

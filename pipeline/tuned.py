@@ -27,8 +27,9 @@ SHOWN = 12  # trials in the printed table; trials.csv holds all
 
 
 def ranked(slots: list[Slot], sign: int) -> list[Slot]:
-    """The trials that were trained to their end, the best first."""
+    """The trials that were trained to their end, the best first; of those with the same settings the first alone."""
     done = [slot for slot in slots if slot.ended == "done" and math.isfinite(slot.score)]
+    done = [slot for place, slot in enumerate(done) if slot.settings not in [one.settings for one in done[:place]]]
     return sorted(done, key=lambda slot: (-sign * slot.score, slot.number))
 
 
@@ -100,8 +101,14 @@ class Found:
 
     def verdict(self) -> list[str]:
         """Whether the winner beats the config as it stands on the same rows by more than a paired standard error."""
-        if not self.longer or "done" not in self.longer[0].ended or self.winner not in self.longer:
+        if not self.longer or self.longer[0].ended != "done" or self.winner not in self.longer:
             return []
+        optimistic = (
+            f"  the best of {len(self.slots)} on these rows: optimistic; only other folds tell what it is worth"
+        )
+        if not all(self._files(slot)[0].exists() for slot in (self.longer[0], self.winner)):  # predictions too large
+            gain = self.coarse.sign * (self.winner.score - self.longer[0].score)
+            return [f"  gain over the config as it stands: {gain:+.4f} (without an error)", optimistic]
         task = task_for(self.config, self.run.competition)
         metric = evaluate.metric(self.config.metric, task)
         rows = np.concatenate([np.flatnonzero(self.run.folds == fold) for fold in self.config.tune.folds])
@@ -110,15 +117,16 @@ class Found:
         beyond = "" if gain > error else ": no gain beyond noise, the config as it stands is as good"
         return [
             f"  gain over the config as it stands: {gain:+.4f} ± {error:.4f} (paired){beyond}",
-            f"  the best of {len(self.slots)} on these rows: optimistic; only other folds tell what it is worth",
+            optimistic,
         ]
 
     def _values(self, slot: Slot) -> np.ndarray:
+        return np.concatenate([Predictions.load(path).values for path in self._files(slot)])
+
+    def _files(self, slot: Slot) -> list[Path]:
+        """Where a longer training's predictions of its held-out rows lie, a file a fold."""
         assert self.fine is not None
-        place = self.fine.place(slot.number)
-        return np.concatenate([
-            Predictions.load(place / f"fold{fold}" / "values.npz").values for fold in self.config.tune.folds
-        ])  # fmt: skip
+        return [self.fine.place(slot.number) / f"fold{fold}" / "values.npz" for fold in self.config.tune.folds]
 
     # --- what is written ---
 

@@ -40,6 +40,10 @@ def train(study: Study, run: Run, number: int, epochs: int, keep: bool) -> None:
     trial, folder = study.begin(number), study.place(number)
     settings = study.settings(number, trial)
     console.say(f"{study.name.partition('-')[0]} {number + 1}/{study.slots}: {shown_settings(settings)}")
+    if same := next((slot for slot in study.finished() if slot.settings == settings), None):
+        console.say(f"  as trial {same.number + 1}, whose score it shares")  # the same settings train the same weights
+        study.end(trial, same.score, same.epochs, settings, same.ended)
+        return
     done = 0
 
     def watch(score: float) -> None:
@@ -72,8 +76,8 @@ def trial_run(run: Run, settings: dict[str, Any], epochs: int) -> Run:
 def _score(run: Run, fold: int, folder: Path, watch: Any, keep: bool) -> float:
     machine = hardware.choose(run.config)
     progress, _, _ = training.fit_member(run, (fold,), machine, folder, watch)
-    if keep:
-        task = task_for(run.config, run.competition)
+    task = task_for(run.config, run.competition)
+    if keep and not task.form.spatial:
         member = Member(folder, run.config, run.competition, task, machine)
         rows = np.flatnonzero(run.folds == fold)
         ids = run.competition.train["id"].to_numpy()[rows]

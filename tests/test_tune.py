@@ -186,6 +186,12 @@ def test_a_policy_is_an_augment_that_works_and_keeps_to_the_symmetry(root, symme
     assert ("flips" in seen, "d4" in seen) == (symmetry != "none", symmetry == "d4")
 
 
+def test_nothing_leaves_an_item_out_of_its_list(root):
+    space = read("augment=compose(parts=[choice(nothing, cutout()), light(scale=uniform(0, 0.2))])")
+    texts = {space.settings(picker(seed))["augment"].partition("light")[0] for seed in range(8)}
+    assert texts == {"compose(parts=['", "compose(parts=['cutout()', '"}
+
+
 # --- slots ----------------------------------------------------------------------------------------------------------
 
 ONE = ["lr=log(1e-4, 1e-1)", "head=choice(linear(), mlp(hidden=int(8, 64)))"]
@@ -215,10 +221,11 @@ def test_tpe_learns_where_the_best_trials_lie(root, tmp_path):
     assert max(own.importance(), key=own.importance().get) == "lr"
 
 
-def test_a_weak_trial_is_pruned_and_counts_as_finished(root, tmp_path):
+@pytest.mark.parametrize("prune", ["median", "asha"])
+def test_a_weak_trial_is_pruned_and_counts_as_finished(root, tmp_path, prune):
     import optuna
 
-    own = study(tmp_path / "a", slots=7, prune="median")
+    own = study(tmp_path / "a", slots=7, prune=prune)
     for number in range(6):
         trial = own.begin(number)
         made = own.settings(number, trial)
@@ -390,6 +397,29 @@ def test_a_killed_processs_slot_is_done_by_the_other(project, searched):
     ended = project.run(*words)
     assert ended.code == 0, ended.err
     assert trials(project.root / "runs/noise/tune/killed") == trials(searched[1])
+
+
+def test_the_same_settings_are_trained_once(project, root):
+    words = ["tune.method=random", "tune.trials=4", "tune.coarse_epochs=1", "tune.fine_trials=3", "tune.fine_epochs=1"]
+    ended = project.run("stage=tune", "tune.space=head=choice(linear(),mlp(hidden=8))", *words)
+    assert ended.code == 0, ended.err
+    rows = trials(root / "runs/noise/tune/tiny-tuned")
+    assert len({(row["head"], row["score"]) for row in rows[:4]}) == 2
+    assert ended.out.count("whose score it shares") == 2
+    assert [row["head"] for row in rows[4:]].count("") == 1, "the config as it stands"
+    assert len(rows) == 4 + 1 + 2, "and each of the two"
+
+
+def test_several_folds_score_a_trial_together(project, root):
+    ended = project.run("stage=tune", *QUICK, "tune.folds=0,1", "tune.trials=1")
+    assert ended.code == 0, ended.err
+    folder = root / "runs/noise/tune/tiny-tuned"
+    logs = [list(csv.DictReader((folder / f"trials/coarse-000/fold{fold}/log.csv").open())) for fold in (0, 1)]
+    first = trials(folder)[0]
+    assert float(first["score"]) == pytest.approx(np.mean([float(log[-1]["score"]) for log in logs]))
+    assert first["epochs"] == "2"
+    text = (root / "configs/model/tiny-tuned.yaml").read_text()
+    assert "tuned on folds 0, 1: its OOF there is optimistic" in text
 
 
 def test_trials_that_diverge_count_and_the_others_go_on(project, root, monkeypatch):
