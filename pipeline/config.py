@@ -274,12 +274,14 @@ class Features:
     """Other models than networks, on descriptors of the images."""
 
     descriptors: list[str] = option(
-        ["hog()", "colour_histogram()"], "what describes an image, side by side", part="descriptors"
+        ["hog()", "colour_histogram()", "raw_pixels()"], "what describes an image, side by side", part="descriptors"
     )
     classifier: str = option(
         "", "what learns from descriptors; empty: logistic(), or ridge() of numbers", part="classifiers"
     )
-    components: int = option(512, "principal components that are kept of the descriptors; 0: all columns", low=0)
+    components: int = option(
+        512, "principal components of the descriptors that linear models read; 0: all columns", low=0
+    )
 
 
 @dataclass

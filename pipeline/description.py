@@ -26,8 +26,9 @@ LEAST_SPREAD = 0.1  # of a descriptor's median spread: a column that varies less
 class Description:
     """The images of a run's competition, described; what needs no fit is made once and kept for all members."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.config = run, run.config
+    def __init__(self, run: Run, components: int = 0) -> None:
+        """components: how many principal components are kept; 0: all columns as they are."""
+        self.run, self.config, self.components = run, run.config, components
         calls = self.config.features.descriptors
         self.parts = [registry.build("descriptors", call)(self.embed) for call in calls]
         self.learns = [bool(registry.facts("descriptors", call).get("learns")) for call in calls]
@@ -48,8 +49,8 @@ class Description:
         generator = np.random.default_rng([self.config.seed, len(held_out), *held_out])
         blocks = [scaled(*self._described(place, known, wanted, generator)) for place in range(len(self.parts))]
         tables = [np.concatenate(parts, axis=1) for parts in zip(*blocks, strict=True)]
-        if self.config.features.components:
-            tables = principal(tables, self.config.features.components)
+        if self.components:
+            tables = principal(tables, self.components)
         width = np.float32(np.sqrt(max(float((tables[0] ** 2).sum(axis=1).mean()), 1e-12)))
         return tables[0] / width, tables[1] / width, tables[2] / width
 

@@ -144,6 +144,24 @@ def test_other_tasks(project, name):
     assert better < 0.8 * task.form.distance(task.soft(truth), np.tile(plain, (48, 1))).mean()
 
 
+def test_trees_read_the_columns_themselves(root, project):
+    assert project.run("stage=features", PIXELS, "run=trees", "features.classifier=lightgbm()").code == 0
+    assert Run(small.config(), "trees").stored()["settings"]["features.components"] == 0
+    assert project.run("stage=features", PIXELS, "fold=0").code == 0
+    assert Run(small.config(), "features").stored()["settings"]["features.components"] == 512
+
+
+def test_what_it_has_no_model_for(root, project, monkeypatch):
+    monkeypatch.setattr(features, "facts", lambda task: {"learns": "masks"})
+    ended = project.run("stage=features")
+    assert ended.code == 2
+    assert "task=multiclass learns masks, which stage=features has no model for; train a network" in ended.err
+
+
+def test_outside_images_are_said_not_to_count(root, project):
+    assert "does not read the outside images" in project.run("stage=features", PIXELS, "data.extra=more.csv").err
+
+
 def test_groups_classes_that_a_member_never_saw_and_broken_images(root, project):
     """Class c lies in one fold whole, and a training image is broken."""
     table = (root / "data/noise/train.csv").read_text().splitlines()

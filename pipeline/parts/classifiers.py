@@ -4,7 +4,8 @@ Form: a class with ``__init__(form, columns, *, …)``, ``fit(rows, targets, gro
 float64 (logits of classes and labels, numbers as they are), and ``chosen()``, for the record. rows (N, F) float32, of
 mean 0 and comparable spread, whose squared length is about one; targets (N, columns) float32, dense, soft ones allowed;
 groups (N,), the folds that the rows lie in. All of them are rows that the member may learn from: what a model chooses,
-it chooses among them (law 1). The fact ``takes`` names the forms of target.
+it chooses among them (law 1). The fact ``takes`` names the forms of target; ``singly`` marks a model that
+reads columns one by one, and so is not given principal components.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ class ridge(Linear):
 @part(
     source="Ke et al. 2017, LightGBM",
     takes=("classes", "labels", "numbers"),
+    singly=True,
     allowed={
         "rounds": (1, None), "lr": (1e-4, 1), "leaves": (2, None), "leaf_rows": (1, None), "share": (0.001, 1),
         "patience": (1, None), "seed": (0, None),
@@ -133,7 +135,7 @@ class lightgbm:
         lr: float = 0.1,
         leaves: int = 15,
         leaf_rows: int = 20,
-        share: float = 0.1,
+        share: float = 0.03,
         patience: int = 10,
         seed: int = 0,
     ) -> None:

@@ -16,7 +16,7 @@ from pipeline import artefacts, evaluate, hardware, registry
 from pipeline.artefacts import Predictions, shown
 from pipeline.competition import load
 from pipeline.config import Config, scoped
-from pipeline.console import Outcome, say
+from pipeline.console import Outcome, say, warn
 from pipeline.description import Description
 from pipeline.errors import UserError
 from pipeline.folds import ensure_folds
@@ -45,7 +45,7 @@ class Described(Run):
         del kept["data.extra"]  # it is not read
         return {
             **kept, "features.descriptors": own.descriptors, "features.classifier": classifier(self.config),
-            "features.components": own.components,
+            "features.components": components(self.config),
         }  # fmt: skip
 
     @property
@@ -67,9 +67,11 @@ def run(config: Config) -> list[Outcome]:
     began = time.perf_counter()
     run = Described(config, artefacts.safe_name(config.run or NAME, "run"))
     note = f"{classifier(config)} on {' '.join(config.features.descriptors)}"
-    description = Description(run)
+    description = Description(run, components(config))
     ensure_folds(config, load(config))
     task = task_for(config, run.competition)
+    if config.data.extra:
+        warn("stage=features does not read the outside images of data.extra: they join the training of networks alone")
     run.settle()
     reused = [answer(run, task, description, held_out) for held_out in run.asked()]
     seconds = time.perf_counter() - began
@@ -88,6 +90,11 @@ def classifier(config: Config) -> str:
     if not config.features.classifier and learns not in BY_FORM:
         raise UserError(f"task={config.task} learns {learns}, which stage=features has no model for; train a network")
     return config.features.classifier or BY_FORM[learns]
+
+
+def components(config: Config) -> int:
+    """The principal components that the classifier is given; 0 for one that reads columns singly."""
+    return 0 if registry.facts("classifiers", classifier(config)).get("singly") else config.features.components
 
 
 def answer(run: Described, task: Task, description: Description, held_out: tuple[int, ...]) -> bool:
