@@ -55,7 +55,7 @@ TECHNIQUES: dict[str, tuple[str, ...]] = {
     "losses": (
         "loss=cross_entropy(smoothing=0.1)", "loss=focal(gamma=2.0)", "loss=ohem(k=0.7)", "loss=poly1(epsilon=1.0)",
         "loss=symmetric_cross_entropy()", "loss=bi_tempered()", "loss=lovasz_softmax()", "loss=hinge()",
-        "loss=balanced_cross_entropy()", "loss=jsd() augment=aug_mix(views=2)",
+        "loss=balanced_cross_entropy()", "loss=jsd() augment=several(base='pad_crop_flips()')",
         "loss=total(losses=['cross_entropy()','lovasz_softmax()'])",
         "loss=normface() head=cosine()", "loss=cosface() head=cosine()", "loss=arcface() head=cosine()",
         "loss=arcface() head=cosine(centres=3)", "loss=sphereface() head=cosine()", "loss=adacos() head=cosine()",

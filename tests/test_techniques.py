@@ -219,6 +219,21 @@ def test_what_is_missing_is_missing_still(name):
     assert faults(NOTES[name]), f"{name} is there now: take it out of MISSING"
 
 
+def test_several_at_once_on_the_digits(project):
+    words = ["loss=ohem(k=0.7)", "mix=mixup(alpha=0.2)", "average=ema(decay=0.99)"]
+    words += ["schedule=multicycle_cosine(cycles=3)", "stage=train", "fold=0", "run=try1"]
+    found = config.compose(config.parse_arguments(words))
+    assert (found.competition, found.loss, found.mix) == ("digits", "ohem(k=0.7)", "mixup(alpha=0.2)")
+
+
+def test_a_wrong_argument_fails_before_any_work(project):
+    answer = project.run("stage=train", "fold=0", "loss=focal(gama=2)")
+    assert answer.code == 2
+    assert "focal has no argument 'gama'" in answer.err
+    assert "did you mean gamma?" in answer.err
+    assert sorted(path.name for path in project.root.iterdir()) == ["configs"]
+
+
 def test_help_lists_every_part_with_a_sentence_and_its_source(project):
     shown = project.run("help", "parts").out.splitlines()
     for kind in registry.kinds():
