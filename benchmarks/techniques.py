@@ -12,7 +12,8 @@ baseline and all else alike (width, epochs, threads); rows of other settings do 
 
 The difference is in accuracy, over the same rows and seeds. Its standard error is the larger of two: over rows (the
 mean over seeds of the paired differences), and over seeds. Seconds are the processor's, not the clock's, since machines
-are shared; the start of the process is part of them. With --prefix, for example "nice -n 19", children run under it.
+are shared; the start of the process is part of them. With --prefix, for example "nice -n 19", children run under it;
+--share 1/2 and --share 2/2 are two processes that halve the work, each with one thread.
 """
 
 from __future__ import annotations
@@ -159,14 +160,30 @@ class Row:
 class Bench:
     """The folder of --out: a project, and the finished rows."""
 
-    def __init__(self, data: Path, out: Path, settings: list[str], prefix: list[str]) -> None:
+    def __init__(self, data: Path, out: Path, settings: list[str], prefix: list[str], share: str) -> None:
         self.data, self.out, self.prefix = data / "cifar10", out, prefix
+        self.share = share
         self.base = [*BASE, *settings]
         os.environ["PIPELINE_ROOT"] = str(out / "project")
 
+    @property
+    def own(self) -> Path:
+        """The folder of this process's share, where a training's log and facts lie."""
+        return self.out / f"share-{self.share.replace('/', '-of-')}"
+
+    @property
+    def run(self) -> Path:
+        """The folder of the training that is under way."""
+        return self.out / "project/runs/cifar10" / self.own.name
+
     def prepare(self) -> None:
-        """The project's configs and folds."""
+        """The project's configs and folds, made by the first process that comes."""
         folder = self.out / "project"
+        self.own.mkdir(parents=True, exist_ok=True)
+        with artefacts.locked(self.out):
+            self._prepare(folder)
+
+    def _prepare(self, folder: Path) -> None:
         shutil.copytree(SOURCE / "configs/model", folder / "configs/model", dirs_exist_ok=True)
         shutil.copytree(SOURCE / "configs/recipe", folder / "configs/recipe", dirs_exist_ok=True)
         if not (folder / "configs/competition/cifar10.yaml").is_file():
@@ -207,7 +224,8 @@ class Bench:
         """Train, predict, write the row, and throw the weights away."""
         words = self.arguments(technique, seed)
         command = [*self.prefix, sys.executable, __file__, "--data", str(self.data.parent), "--out", str(self.out)]
-        log = self.out / "last.log"
+        command += ["--share", self.share]
+        log = self.own / "last.log"
         with log.open("w", encoding="utf-8") as handle:
             code = subprocess.run([*command, "--child", *words], stdout=handle, stderr=subprocess.STDOUT).returncode
         facts = {
@@ -224,9 +242,9 @@ class Bench:
             lines = log.read_text(encoding="utf-8").strip().splitlines()
             facts["failed"] = lines[-1] if lines else f"exit code {code}"
         else:
-            facts |= json.loads((self.out / "child.json").read_text(encoding="utf-8"))
+            facts |= json.loads((self.own / "child.json").read_text(encoding="utf-8"))
         artefacts.write_json(self.path(technique, seed), facts)
-        shutil.rmtree(self.out / "project/runs/cifar10/technique", ignore_errors=True)
+        shutil.rmtree(self.run, ignore_errors=True)
         found = self.row(technique, seed)
         assert found is not None
         return found
@@ -236,21 +254,21 @@ def child(bench: Bench, words: list[str]) -> int:
     """One training and its predictions, in this process; writes child.json."""
     from pipeline.__main__ import main as pipeline
 
-    words = [*words, "run=technique"]
-    shutil.rmtree(bench.out / "project/runs/cifar10/technique", ignore_errors=True)
+    words = [*words, f"run={bench.run.name}"]
+    shutil.rmtree(bench.run, ignore_errors=True)
     code = pipeline(["stage=train", *words])
     seconds = time.process_time()
     code = code or pipeline(["stage=predict", *words])
     if code:
         return code
-    found = artefacts.Predictions.load(bench.out / "project/runs/cifar10/technique/fold0/oof.npz")
+    found = artefacts.Predictions.load(bench.run / "fold0/oof.npz")
     with (bench.data / "train.csv").open(encoding="utf-8") as handle:
         labels = {row["id"]: row["label"] for row in csv.DictReader(handle)}
     classes = sorted(set(labels.values()))
     ids = sorted(found.ids.tolist())  # one order for all
     hits = [labels[name] == classes[best] for name, best in zip(ids, found.align(ids).values.argmax(1), strict=True)]
     text = "".join(str(int(hit)) for hit in hits)
-    artefacts.write_json(bench.out / "child.json", {"hits": text, "seconds": seconds})
+    artefacts.write_json(bench.own / "child.json", {"hits": text, "seconds": seconds})
     return 0
 
 
@@ -258,7 +276,10 @@ def run(bench: Bench, seeds: int, only: str = "") -> None:
     """Round after round, what is not finished yet."""
     there = [BASELINE, *(one for one in EVERY if only in one.text and not bench.absent(one))]
     wanted = [(technique, seed) for seed in range(seeds) for technique in there]
+    mine, shares = (int(part) for part in bench.share.split("/"))
     for place, (technique, seed) in enumerate(wanted, 1):
+        if place % shares != mine % shares:
+            continue
         row = bench.row(technique, seed)
         if row is None:
             row = bench.train(technique, seed)
@@ -377,12 +398,15 @@ def main() -> int:
     parser.add_argument("--prefix", default="", help="command that children run under, such as nice -n 19")
     parser.add_argument("--page", type=Path, help="write the page from what is finished, and train nothing")
     parser.add_argument("--only", default="", help="train only techniques whose line holds this text")
+    parser.add_argument(
+        "--share", default="1/1", help="2/3: the second of three processes that share --out and the work"
+    )
     parser.add_argument("--list", action="store_true", help="print the techniques, and those left out")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("settings", nargs="*", help="key=value for the baseline and all techniques alike")
     options = parser.parse_intermixed_args()
     settings = [] if options.child else options.settings
-    bench = Bench(options.data.resolve(), options.out.resolve(), settings, shlex.split(options.prefix))
+    bench = Bench(options.data.resolve(), options.out.resolve(), settings, shlex.split(options.prefix), options.share)
     if options.child:
         return child(bench, options.settings)
     bench.prepare()
