@@ -84,7 +84,7 @@ def decode(
     if not preprocess:
         return _colours(_square(image, size, resize), channels, picture.blue_first)
     image = _colours(image, channels, picture.blue_first)
-    for step in _preprocesses(preprocess):
+    for step in preprocesses(preprocess):
         image = step(image, size)
     return _colours(_square(image[..., 0] if channels == 1 else image, size, resize), channels, False)
 
@@ -141,7 +141,8 @@ def _reader(call: str) -> tuple[Callable[[bytes, str, int], np.ndarray], bool]:
 
 
 @functools.cache
-def _preprocesses(calls: tuple[str, ...]) -> list[Callable[[np.ndarray, int], np.ndarray]]:
+def preprocesses(calls: tuple[str, ...]) -> list[Callable[[np.ndarray, int], np.ndarray]]:
+    """Changes of an image, in turn, see ``parts/preprocesses.py``."""
     return [registry.build("preprocesses", call) for call in calls]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pipeline import artefacts, files, images, ragged, stores, windows
+from pipeline import artefacts, files, images, ragged, registry, stores, windows
 from pipeline.competition import Competition
 from pipeline.config import Config, root
 from pipeline.errors import UserError
@@ -134,6 +134,7 @@ def sizes_of(config: Config, competition: Competition, files_: Sequence[str]) ->
 def own_size(config: Config, competition: Competition, files_: Sequence[str], label: str, scale: float = 1.0) -> Any:
     """(H, W, C) images by row, at tiles.scale · scale of their own size."""
     data, factor = config.data, config.tiles.scale * scale
+    steps = tuple(registry.complete("preprocesses", call) for call in data.preprocess)
 
     def make(row: int) -> np.ndarray:
         limit = round(data.megapixels * 1e6)
@@ -143,13 +144,15 @@ def own_size(config: Config, competition: Competition, files_: Sequence[str], la
             )
         except BrokenImage as fault:
             raise UserError(f"{fault}; replace it, or leave it out of the table") from fault
+        for step in images.preprocesses(steps):
+            found = step(found, config.image_size)
         return scaled(found, factor)
 
     sizes = sizes_of(config, competition, files_)
     expected = int((sizes.prod(axis=1) * factor**2 * data.channels).sum())
     key = artefacts.fingerprint(
         "own size", list(files_), files.listing(competition.folder, files_), data.reader, data.channels, factor,
-        data.megapixels,
+        data.megapixels, steps, config.image_size if steps else 0,
     )  # fmt: skip
     return ragged.build(cache(f"images-{key}"), len(files_), make, label, data.cache_gb, expected)
 

@@ -58,8 +58,7 @@ class Network(nn.Module):
     def __init__(self, blueprint: Blueprint, backbone: nn.Module, features: int) -> None:
         super().__init__()
         self.blueprint = blueprint
-        plan = blueprint.mean, blueprint.std, blueprint.whitening
-        self.normalise: Normalise = registry.build("normalises", blueprint.normalise)(*plan)
+        self.normalise = normaliser(blueprint)
         self.backbone = backbone
         self.pool = registry.build("pools", blueprint.pool)(features)
         self.head = registry.build("heads", blueprint.head)(
@@ -99,6 +98,13 @@ class Network(nn.Module):
         self.backbone.to(dtype)
 
 
+def normaliser(blueprint: Blueprint) -> Normalise:
+    """What makes pixels the input of a blueprint's network."""
+    plan = blueprint.mean, blueprint.std, blueprint.whitening
+    made: Normalise = registry.build("normalises", blueprint.normalise)(*plan)
+    return made
+
+
 class PlaneNetwork(Network):
     """(B, C, H, W) uint8 images → (B, outputs, H, W) raw planes, float32; sides of any size.
 
@@ -108,7 +114,7 @@ class PlaneNetwork(Network):
     def __init__(self, blueprint: Blueprint, segmenter: nn.Module) -> None:
         nn.Module.__init__(self)
         self.blueprint = blueprint
-        self.normalise = Normalise(blueprint.mean, blueprint.std)
+        self.normalise = normaliser(blueprint)
         self.segmenter = segmenter
         self.multiple: int = segmenter.multiple  # a folded encoder no longer tells
 
