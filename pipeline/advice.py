@@ -262,3 +262,56 @@ def small_images(config: Config) -> str:
         f"{name} shrinks {config.image_size} px at once and starts from nothing; model=small_image is made for images "
         f"of at most {SMALL_SIDE} px (for a timm ResNet: stem=small())"
     )
+
+
+# --- fine-tuning ----------------------------------------------------------------------------------------------------
+
+FEW_ROWS = 5000  # below it a network's weights outnumber what the rows say by far; a rule of thumb
+GREY_SHARE = 0.5  # of images without colour from which they are no photographs
+PHOTOGRAPHS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet's mean and deviation of each channel
+
+FINETUNES = {  # (few rows, like photographs) → what to try; the CS231n notes on transfer learning
+    (True, True): "finetune=head_only(), then finetune=head_first(epochs=2): learning every weight over-fits soonest",
+    (True, False): "finetune=top(share=0.5): deep features are of other things, shallow ones of any image",
+    (False, True): "finetune=head_faster(factor=10), or a lower lr: there is enough to move every weight a little",
+    (False, False): "finetune=all_alike(), from pretrained weights all the same; pretrained=false where OOF says so",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the training images look like: channels, median side in pixels, share with colour, and the levels.
+
+    mean, std: of each channel in 0…1, or empty where they were not measured.
+    """
+
+    channels: int
+    side: float
+    coloured: float
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+
+    def unlike(self) -> list[str]:
+        """Why they are unlike the photographs that backbones were pretrained on; empty if nothing says so."""
+        found = [f"{self.channels} channels"] if self.channels not in (1, 3) else []
+        found += ["grey"] if self.channels == 1 or self.coloured < GREY_SHARE else []
+        found += [f"{self.side:.0f} px"] if self.side < SMALL_SIDE else []
+        usual = list(zip(self.mean, self.std, *PHOTOGRAPHS, strict=False)) if len(self.mean) == 3 else []
+        if any(abs(mean - theirs) > spread for mean, _, theirs, spread in usual):
+            found.append("darker or brighter")
+        if any(not spread / 2 < std < spread * 2 for _, std, _, spread in usual):
+            found.append("of another contrast")
+        return found
+
+
+def finetuning(rows: int, pictures: Pictures, finetune: str, pretrained: bool) -> str:
+    """Which fine-tuning to try first, by the number of rows and what the images look like; empty from random weights.
+
+    It is a prior, not a measurement: nothing is set by it.
+    """
+    if not pretrained:
+        return ""
+    few, unlike = rows < FEW_ROWS, pictures.unlike()
+    size = f"{rows} training rows are {'few' if few else 'many'} (the line is drawn at {FEW_ROWS})"
+    looks = f"the images are unlike photographs ({', '.join(unlike)})" if unlike else "the images look like photographs"
+    return f"fine-tuning: {size} and {looks}: try {FINETUNES[few, not unlike]}. OOF decides; {finetune} is set."

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_training as small
 
-from pipeline import advice
+from pipeline import advice, registry
 from pipeline.advice import Facts, read
 from pipeline.config import convert, keys
 from pipeline.errors import UserError
@@ -178,3 +178,55 @@ def test_small_images_from_scratch_are_pointed_to_their_model(project, changes, 
     small.write(project.root)
     config = small.config(**{"backbone": "resnet18", "image_size": 64, **changes})
     assert ("model=small_image" in advice.small_images(config)) == points
+
+
+# --- fine-tuning ----------------------------------------------------------------------------------------------------
+
+PHOTOGRAPHS = advice.Pictures(3, 400, 1.0, [0.48, 0.45, 0.4], [0.27, 0.26, 0.27])
+DARK = advice.Pictures(3, 400, 1.0, [0.1, 0.1, 0.1], [0.2, 0.2, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("pictures", "why"),
+    [
+        (PHOTOGRAPHS, []),
+        (advice.Pictures(3, 400, 0.9), []),
+        (DARK, ["darker or brighter"]),
+        (advice.Pictures(3, 400, 1.0, [0.48, 0.45, 0.4], [0.05, 0.2, 0.2]), ["of another contrast"]),
+        (advice.Pictures(1, 28, 0.0, [0.1], [0.3]), ["grey", "28 px"]),
+        (advice.Pictures(3, 400, 0.1), ["grey"]),
+        (advice.Pictures(4, 400, 1.0), ["4 channels"]),
+    ],
+)
+def test_what_is_unlike_a_photograph(pictures, why):
+    assert pictures.unlike() == why
+
+
+@pytest.mark.parametrize(
+    ("rows", "pictures", "call"),
+    [
+        (800, PHOTOGRAPHS, "head_only()"),
+        (800, DARK, "top(share=0.5)"),
+        (90_000, PHOTOGRAPHS, "head_faster(factor=10)"),
+        (90_000, DARK, "all_alike()"),
+    ],
+)
+def test_size_and_likeness_name_a_finetune_that_can_be_set(rows, pictures, call):
+    said = advice.finetuning(rows, pictures, "all_alike()", True)
+    assert f"try finetune={call}" in said
+    assert f"{rows} training rows are {'few' if rows == 800 else 'many'}" in said
+    assert registry.bind("finetunes", call)
+    assert advice.finetuning(rows, pictures, "all_alike()", False) == "", "random weights are not fine-tuned"
+
+
+def test_check_and_new_recommend_a_finetune_and_set_none(project):
+    folder = small.write(project.root)
+    words = ("stage=check", "pretrained=true")
+    first, again = (project.run(*words).out for _ in range(2))
+    for out in (first, again):
+        assert "fine-tuning: 32 training rows are few" in out
+        assert "unlike photographs (grey, 8 px" in out
+    assert "fine-tuning" not in project.run("stage=check", "pretrained=false").out
+    new = project.run("stage=new", "name=other", f"data={folder}", "pretrained=true").out
+    assert "try finetune=top(share=0.5)" in " ".join(new.split())
+    assert "finetune" not in (project.root / "configs/competition/other.yaml").read_text()

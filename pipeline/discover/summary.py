@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
+from pipeline import advice
+from pipeline.config import Config
 from pipeline.discover import Discovery, writing
 from pipeline.discover.draft import GIVEN
 
@@ -44,7 +46,7 @@ def text(name: str, found: Discovery, reused: bool, changed: bool) -> str:
     lines = [f"{draft.value('data.folder')}: {_counts(found)}; {_kind(found)}", ""]
     lines += _table([entry for entry in _entries(found) if entry[1]])
     lines += _block("left open", [f"{key}: {why}" for key, why in draft.open.items()])
-    lines += _block("noticed", draft.notes)
+    lines += _block("noticed", [*draft.notes, *_finetuning(found)])
     state = "unchanged" if reused else "written"
     current = "now the current competition" if changed else "the current competition"
     lines += ["", f"{writing.path_of(name)}: {state}, each line with its reason; {name} is {current}"]
@@ -55,6 +57,15 @@ def text(name: str, found: Discovery, reused: bool, changed: bool) -> str:
         ("./run.sh stage=train fold=0", "# one fold of the first model"),
     ])  # fmt: skip
     return "\n".join(lines)
+
+
+def _finetuning(found: Discovery) -> list[str]:
+    """What the number of rows and the looks of the images speak for; nothing is set by it."""
+    draft, seen = found.draft, found.looks
+    pictures = advice.Pictures(draft.value("data.channels"), seen.side, seen.coloured / max(1, seen.count))
+    finetune = str(draft.value("finetune") or Config().finetune)
+    said = advice.finetuning(len(found.rows.table), pictures, finetune, bool(draft.value("pretrained")))
+    return [said] if said else []
 
 
 def _offline(found: Discovery) -> str:

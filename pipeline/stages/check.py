@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artefacts, images
+from pipeline import advice, artefacts, images
 from pipeline.artefacts import shown
 from pipeline.competition import Competition, load
 from pipeline.config import Config
@@ -20,7 +20,8 @@ from pipeline.errors import UserError
 from pipeline.folds import read_folds
 from pipeline.tasks import task_for
 
-VERSION = 1  # raise it when the same data must give another answer
+VERSION = 2  # raise it when the same data must give another answer
+COLOUR = 3.0  # grey levels between the channels above which an image has colour
 
 
 def run(config: Config) -> list[Outcome]:
@@ -39,6 +40,10 @@ def run(config: Config) -> list[Outcome]:
     findings = [finding(item) for item in content["findings"]]
     say(report.text(findings, [Sheet(**item) for item in content["sheets"]]))
     note = report.summary(findings)
+    pictures = content["pictures"] and advice.Pictures(**content["pictures"])
+    pretrained = config.pretrained or bool(config.weights)
+    if pictures and (hint := advice.finetuning(len(competition.train), pictures, config.finetune, pretrained)):
+        say(f"\n{hint}")
     say(f"\n{competition.name}: {note}; with pictures: {shown(html)}")
     facts = {kind: sum(item.count for item in findings if item.kind == kind) for kind in {f.kind for f in findings}}
     seconds = time.perf_counter() - began
@@ -77,7 +82,26 @@ def _examine(config: Config, competition: Competition) -> dict[str, Any]:
     picture = functools.partial(_picture, look, seen)
     html = page.page(f"{competition.name}: stage=check", summary, findings, kept, picture)
     text = alike.groups_csv(competition.train["id"].tolist(), groups)
-    return {"findings": plain(findings), "sheets": plain(kept), "html": html, "groups": text}
+    return {"findings": plain(findings), "sheets": plain(kept), "html": html, "groups": text, "pictures": looks(seen)}
+
+
+def looks(seen: survey.Survey) -> dict[str, Any]:
+    """The facts of advice.Pictures on the training images; empty where none decodes."""
+    good = seen.good & seen.is_train
+    if not good.any():
+        return {}
+    count, mean, square = seen.moments
+    measured = bool((count > 0).all())
+    mean = mean / np.maximum(count, 1)
+    std = np.sqrt(np.maximum(square / np.maximum(count, 1) - mean**2, 0))
+    saturation = seen.statistics[good, survey.STATISTICS.index("saturation")]
+    return {
+        "channels": int(np.median(seen.channels[good])),
+        "side": float(np.median(np.sqrt(seen.size[good].prod(axis=1)))),
+        "coloured": float((saturation > COLOUR).mean()),
+        "mean": mean.tolist() if measured else [],
+        "std": std.tolist() if measured else [],
+    }
 
 
 # --- what the questions are put to --------------------------------------------------------------------------------
