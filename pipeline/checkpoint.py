@@ -34,6 +34,8 @@ class Progress:
     best: float = -math.inf  # of the validation score, higher is better
     best_epoch: int = -1
     history: list[dict[str, float]] = field(default_factory=list)
+    averaged: list[int] = field(default_factory=list)  # the epochs, from 1, that an average chose at the end
+    final: float | None = None  # the score of what it made of them
 
 
 @dataclass

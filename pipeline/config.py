@@ -181,6 +181,9 @@ class Train:
         0.0, "train for about so long a member instead of epochs; measured once, then recorded; 0: off", low=0,
         scope="run",
     )  # fmt: skip
+    seeds: int = option(
+        1, "networks a member, trained from seed, seed + 1, …; their predictions are averaged", low=1, scope="run"
+    )  # fmt: skip
     accumulate: int = option(1, "batches whose gradients are added before one optimizer step", low=1, scope="run")
     clip_norm: float = option(0.0, "largest gradient norm; 0: off", low=0, scope="run")
     clip_value: float = option(0.0, "largest gradient of a single weight; 0: off; before clip_norm", low=0, scope="run")
@@ -643,6 +646,7 @@ def check(config: Config) -> None:
     _check_checkpointing(config)
     _check_own_fold(config)
     _check_several(config)
+    _check_seeds(config)
     backbone_names.check(config.backbone)
     if config.stage != "new":  # what it writes is checked when it is whole
         tasks.check(config)
@@ -660,13 +664,21 @@ def _check_pair(config: Config) -> None:
         raise UserError(f"optim={config.optim} needs its own average; add average={needed}()")
     if average in serves and not needed:
         raise UserError(f"average={config.average} serves optim={serves[average]}() alone; choose another average")
-    if registry.facts("averages", config.average).get("cycles"):
+    average_facts = registry.facts("averages", config.average)
+    if average_facts.get("own_fold") and config.select != "last":
+        raise UserError(f"average={config.average} chooses among the epochs itself; leave out select={config.select}")
+    if average_facts.get("cycles"):
         chosen, call = registry.bind("schedules", config.schedule)
         if (chosen.arguments | call.arguments).get("cycles", 1) < 2:
             raise UserError(
                 f"average={config.average} needs several cycles of the learning rate, but schedule={config.schedule} "
                 "has one; take schedule=multicycle_cosine(cycles=5)"
             )
+
+
+def _check_seeds(config: Config) -> None:
+    if config.train.seeds > 1 and config.select == "common":
+        raise UserError(f"train.seeds={config.train.seeds} does not go with select=common; choose one of them")
 
 
 def followers(config: Config) -> list[str]:

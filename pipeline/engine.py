@@ -154,6 +154,8 @@ def fit(
             if stopping():  # it came during validation, perhaps the last one: the next fold must not start
                 state.save(progress)
                 raise KeyboardInterrupt
+    if validate is not None:
+        _conclude(progress, state, validate, lambda: _images(train, progress.epoch, fabric.device))
     if config.select != "best" or progress.best_epoch < 0:
         state.save_weights(folder / "best.ckpt", progress)
     state.save(progress)
@@ -240,6 +242,7 @@ def _end_epoch(progress: Progress, state: State, config: Config, validate: Valid
     if validate is not None:
         score, shown_values = validate(predicting(state.learner.network, state.average))
         row |= shown_values
+        state.average.observe(state.learner.network, score)
         if score > progress.best:
             progress.best, progress.best_epoch = score, progress.epoch
             if config.select == "best":
@@ -248,3 +251,15 @@ def _end_epoch(progress: Progress, state: State, config: Config, validate: Valid
     if config.select == "common" and validate is not None:
         state.save_weights(epoch_weights(state.folder, progress.epoch), progress)
     return row
+
+
+def _conclude(
+    progress: Progress, state: State, validate: Validate, images: Callable[[], Iterator[torch.Tensor]]
+) -> None:
+    """Let the average choose among the epochs it has observed, and score what it has made of them."""
+    with averaged(state.learner.network, state.average) as bench:
+        progress.averaged = state.average.conclude(bench, images, lambda: validate([bench])[0])
+    if progress.averaged:
+        progress.final = validate(predicting(state.learner.network, state.average))[1]["score"]
+        names = ", ".join(map(str, progress.averaged))
+        console.say(f"  {state.folder.name} averages the epochs {names}: score {progress.final:.4f}")

@@ -110,7 +110,7 @@ class Run:
 
     def begun(self) -> bool:
         """Whether there is work that other settings would be at odds with."""
-        return any(self.folder.glob("*/*.ckpt"))
+        return any(self.folder.rglob("*.ckpt"))
 
     def settings(self) -> dict[str, Any]:
         """What defines the run; the metric only where it chooses something."""

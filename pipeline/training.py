@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from pipeline import (
+    artefacts,
+    checkpoint,
     console,
     engine,
     evaluate,
@@ -37,15 +39,58 @@ from pipeline.tables import read_table
 from pipeline.tasks import Task, task_for
 
 
-def train_member(run: Run, held_out: tuple[int, ...]) -> dict[str, Any]:
-    """Train the member that does not learn from the folds held_out; goes on from its last.ckpt.
+def train_member(run: Run, held_out: tuple[int, ...], print_: str) -> dict[str, Any]:
+    """Train the member that does not learn from the folds held_out: one network, or train.seeds of them.
 
-    Returns what the stage records: score, epochs, optimizer steps, seconds.
+    Each of several trains in a folder of its own, is skipped when it is finished, and enters the member's best.ckpt,
+    so that whatever asks the member asks all of them. print_: the member's fingerprint. Returns what the stage records:
+    scores, epochs, optimizer steps, seconds.
     """
+    folder, count = run.member(held_out), run.config.train.seeds
+    if count == 1:
+        return train_network(run, held_out, folder)
+    places, records = [], []
+    for seed in range(run.config.seed, run.config.seed + count):
+        places.append(folder / f"seed{seed}")
+        own, record = artefacts.fingerprint(print_, seed), places[-1] / "train.json"
+        found = artefacts.finished(record, own, places[-1] / "best.ckpt")
+        if found is None:
+            console.say(f"  seed {seed}")
+            alone = Run(replace(run.config, seed=seed), run.name)
+            found = artefacts.finish(record, own, **train_network(alone, held_out, places[-1]))
+        records.append(found)
+    return join(run, held_out, places, records)
+
+
+def join(run: Run, held_out: tuple[int, ...], places: list[Path], records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write the networks of several seeds into the member's best.ckpt, and score them together on its own fold."""
+    contents = [checkpoint.load_checkpoint(place / "best.ckpt") for place in places]
+    states = [state for content in contents for state in checkpoint.networks(content)]
+    checkpoint.write_weights(run.member(held_out) / "best.ckpt", {**contents[0], "network": states[0]}, states[1:])
+    record = {**records[0], "seconds": sum(one["seconds"] for one in records)}
+    del record["fingerprint"]
+    if len(held_out) != 1:
+        return record
+    machine, task = Hardware(**run.stored()["hardware"]), task_for(run.config, run.competition)
+    hardware.start(machine)
+    fabric = engine.make_fabric(machine)
+    whole = ({**contents[0], "network": state} for state in states)
+    built = (network.from_checkpoint(content).to(fabric.device) for content in whole)
+    own = materials(run, task, held_out)[2]
+    record["final"] = VALIDATIONS[task.form.spatial](run, task, held_out, own)(built)[1]["score"]
+    last = run.config.select == "last"
+    record["seeds"] = [one.get("final", one["scores"][-1 if last else one["best_epoch"] - 1]) for one in records]
+    said = " ".join(f"{score:.4f}" for score in record["seeds"])
+    console.say(f"  {run.member(held_out).name}: score {said} of single seeds, {record['final']:.4f} together")
+    return record
+
+
+def train_network(run: Run, held_out: tuple[int, ...], folder: Path) -> dict[str, Any]:
+    """Train one network in a folder; goes on from its last.ckpt."""
     began = time.perf_counter()
     config, most = run.paced()
     machine = Hardware(**run.stored()["hardware"])
-    progress, rows, initial = fit_member(Run(config, run.name), held_out, machine, run.member(held_out), most=most)
+    progress, rows, initial = fit_member(Run(config, run.name), held_out, machine, folder, most=most)
     return {
         "rows": rows,
         "epochs": progress.epoch,
@@ -54,6 +99,7 @@ def train_member(run: Run, held_out: tuple[int, ...]) -> dict[str, Any]:
         "best_epoch": progress.best_epoch + 1,
         "initial": initial,
         "seconds": time.perf_counter() - began,
+        **({"averaged": progress.averaged, "final": progress.final} if progress.averaged else {}),
     }
 
 

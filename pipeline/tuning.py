@@ -48,10 +48,11 @@ def train(study: Study, run: Run, number: int, epochs: int, keep: bool) -> None:
 
     def watch(score: float) -> None:
         nonlocal done
-        study.report(trial, done, score)
-        done += 1
+        if done < (place + 1) * epochs:  # what a soup tries at the end is no epoch
+            study.report(trial, done, score)
+            done += 1
 
-    scores, ended = [], "done"
+    scores, ended, place = [], "done", 0
     try:
         for place, fold in enumerate(run.config.tune.folds):
             own = folder / f"fold{fold}"
@@ -82,7 +83,7 @@ def _score(run: Run, fold: int, folder: Path, watch: Any, keep: bool) -> float:
         rows = np.flatnonzero(run.folds == fold)
         ids = run.competition.train["id"].to_numpy()[rows]
         Predictions(ids, member.merge(member.train_rows(rows)), task.space).save(folder / "values.npz")
-    return progress.history[-1]["score"]
+    return progress.history[-1]["score"] if progress.final is None else progress.final
 
 
 def _epochs_done(folder: Path) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.checkpoint import averaged, predicting
 from pipeline.errors import UserError
-from pipeline.parts.averages import ema, none, polyak, recompute_statistics, snapshots, swa
+from pipeline.parts.averages import ema, greedy_soup, none, polyak, recompute_statistics, snapshots, swa, uniform_soup
 
 
 def model() -> nn.Module:
@@ -257,3 +257,71 @@ def test_frozen_batchnorms_are_not_recomputed() -> None:
     before = network[1].running_mean.clone()
     recompute_statistics(network, [torch.randn(8, 3)])
     assert torch.equal(network[1].running_mean, before)
+
+
+# --- soups --------------------------------------------------------------------------------------------------------
+
+
+def flat() -> nn.Module:
+    """A model whose only weight is its answer, without BatchNorm."""
+    line = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        line.weight.zero_()
+    return line
+
+
+def slow_greedy(weights: list[float], scores: list[float], candidates: int, target: float) -> tuple[float, list[int]]:
+    """Recipe 1 of Wortsman et al. on numbers, whose score is minus their distance from the target."""
+    ranked = sorted(range(len(weights)), key=lambda place: (-scores[place], place))[:candidates]
+    soup: list[int] = []
+    for place in ranked:
+        trial = [weights[one] for one in [*soup, place]]
+        now = [weights[one] for one in soup]
+        if not soup or abs(sum(trial) / len(trial) - target) <= abs(sum(now) / len(now) - target):
+            soup.append(place)
+    return sum(weights[place] for place in soup) / len(soup), [place + 1 for place in soup]
+
+
+@pytest.mark.parametrize("candidates", [1, 3, 10])
+@pytest.mark.parametrize("seed", range(5))
+def test_greedy_soup_is_the_papers_recipe(candidates: int, seed: int) -> None:
+    values = torch.randn(8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
+    scores, network = [-abs(value - 0.2) for value in values], flat().double()
+    soup = greedy_soup(network, candidates=candidates)
+    for value, score in zip(values, scores, strict=True):
+        network.weight.data.fill_(value)
+        soup.observe(network, score)
+    chosen = soup.conclude(network, lambda: iter(()), lambda: -abs(network.weight.item() - 0.2))
+    expected, epochs = slow_greedy(values, scores, candidates, 0.2)
+    soup.apply_to(network)
+    assert network.weight.item() == pytest.approx(expected)
+    assert chosen == epochs
+
+
+def test_uniform_soup_is_the_mean_of_the_best_epochs() -> None:
+    network = flat()
+    soup = uniform_soup(network, candidates=2)
+    for value, score in ((1.0, 0.5), (4.0, 0.9), (8.0, 0.1), (2.0, 0.9)):
+        network.weight.data.fill_(value)
+        soup.observe(network, score)
+    soup.apply_to(network)
+    assert network.weight.item() == 2.0, "until the end, the model itself"
+    assert soup.conclude(network, lambda: iter(()), lambda: 0.0) == [2, 4]
+    soup.apply_to(network)
+    assert network.weight.item() == 3.0
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_a_soup_has_statistics_of_its_own_or_the_best_epochs(recompute: bool) -> None:
+    network = model()
+    soup = uniform_soup(network, candidates=3, recompute=recompute)
+    for step in range(3):
+        wander(network, step)
+        soup.observe(network, -step)
+        if step == 0:
+            best = network[1].running_mean.clone()
+    images = [torch.randn(8, 3), torch.randn(8, 3)]
+    soup.conclude(network, lambda: images, lambda: 0.0)
+    soup.apply_to(network)
+    slow = torch.stack([network[0](batch).mean(dim=0) for batch in images]).mean(dim=0)
+    torch.testing.assert_close(network[1].running_mean, slow if recompute else best)

@@ -299,6 +299,31 @@ def test_the_learning_rate_follows_the_scores(bench):
     assert [row["lr"] for row in progress.history] == [0.1, 0.1, 0.05, 0.05]
 
 
+def test_a_soup_is_made_at_the_end_and_predicts(bench):
+    """Of four epochs the greedy one tries the best three: scored 0.6, 0.7, 0.5 in the order 2, 4, 1."""
+    judge = Judge(0.3, 0.6, 0.1, 0.5, *(0.6, 0.7, 0.5), 0.7)
+    network, progress = bench.fit(validate=judge, epochs=4, lr=0.5, average="greedy_soup(candidates=3)")
+    assert progress.averaged == [2, 4]
+    assert progress.final == 0.7
+    content = load_checkpoint(bench.folder / "run/best.ckpt")["network"]
+    assert small.same(content, judge.seen[5])
+    assert small.same(content, judge.seen[7]), "what is scored is what predicts"
+    mean = (judge.seen[1]["layer.weight"] + judge.seen[3]["layer.weight"]) / 2
+    assert torch.allclose(content["layer.weight"], mean)
+    assert small.same(network.state_dict(), judge.seen[3]), "the training's own weights come back"
+    assert [row["score"] for row in progress.history] == [0.3, 0.6, 0.1, 0.5]
+
+
+def test_the_score_of_a_soup_stands_in_the_table(project, monkeypatch):
+    small.write(project.root)
+    judged(monkeypatch, {0: (0.1, 0.2, 0.3, 0.9, 0.4, 0.8), 1: (0.1, 0.2, 0.3, 0.9, 0.4, 0.6)})
+    out = project.run("stage=train", "average=uniform_soup(candidates=2)", "train.patience=0").out
+    assert "fold0 averages the epochs 3, 2: score 0.9000" in out
+    assert "accuracy() 0.9000 ± 0.0000 on all folds (selected on its own fold: average=uniform_soup(" in out
+    stopped = project.run("stage=train", "average=greedy_soup()", "select=best", "run=twice")
+    assert "chooses among the epochs itself" in stopped.err
+
+
 def test_predictions_of_snapshots_are_their_mean(project):
     small.write(project.root)
     words = ("epochs=2", "schedule=multicycle_cosine(cycles=2)", "average=snapshots()", "lr=0.05")
@@ -316,7 +341,12 @@ def test_predictions_of_snapshots_are_their_mean(project):
     assert np.allclose(together, np.mean(alone, axis=0), atol=1e-6)
 
 
-FOLLOWING = ("schedule=reduce_on_plateau()", "finetune=head_until_still()", "schedule=halve_at(levels=[0.5])")
+FOLLOWING = (
+    "schedule=reduce_on_plateau()",
+    "finetune=head_until_still()",
+    "schedule=halve_at(levels=[0.5])",
+    "average=greedy_soup()",
+)
 
 
 @pytest.mark.parametrize("setting", FOLLOWING)
@@ -357,7 +387,7 @@ def test_patience_counts_epochs_without_gain(bench, patience, epochs):
 
 def judged(monkeypatch: pytest.MonkeyPatch, scores: dict[int, tuple[float, ...]]) -> None:
     """Let the folds of a run score as prepared, so that no machine's rounding decides what a test sees."""
-    monkeypatch.setattr(training, "_validation", lambda run, task, held_out, images: Judge(*scores[held_out[0]]))
+    monkeypatch.setitem(training.VALIDATIONS, False, lambda run, task, held_out, images: Judge(*scores[held_out[0]]))
 
 
 def test_select_common_is_one_epoch_for_all_folds(project, monkeypatch):

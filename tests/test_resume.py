@@ -79,6 +79,7 @@ def test_killed_again_and_again_ends_with_the_same_weights(root, project):
 FOLLOWING = {  # what has a course of its own over the epochs
     "scores": ("schedule=reduce_on_plateau(patience=0,factor=0.5)", "finetune=head_until_still(most=2)"),
     "cycles": ("schedule=multicycle_cosine(cycles=3)", "average=snapshots()"),
+    "soup": ("average=greedy_soup(candidates=3)",),
 }  # fmt: skip
 
 
@@ -97,6 +98,16 @@ def test_killed_on_its_course_ends_with_the_same_weights(root, project, kind):
     assert len(one.get("others", [])) == len(other.get("others", [])) == (2 if kind == "cycles" else 0)
     assert all(map(small.same, one.get("others", []), other.get("others", [])))
     assert log(root, "killed", "lr") == log(root, "whole", "lr")
+
+
+def test_killed_while_the_soup_is_made(root, project, monkeypatch):
+    words = ("stage=train", "fold=0", "average=greedy_soup()", "train.checkpoint_seconds=0")
+    assert project.run(*words, "run=whole").code == 0
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("pipeline.parts.averages.greedy_soup.conclude", dies)
+        project.run(*words, "run=killed")
+    assert project.run(*words, "run=killed").code == 0
+    assert small.same(best(root, "whole"), best(root, "killed"))
 
 
 def test_killed_after_the_last_step_only_finishes(root, project, monkeypatch):

@@ -7,12 +7,15 @@ total: the optimizer steps of the whole training. ``active`` says whether the av
 ``count`` networks predict, and their predictions are averaged: one, but for an ensemble; number says which. The model
 is the bare one, not a wrapper's.
 
-One with the fact ``cycles`` gets a third value, the last step of each cycle of the schedule.
+One with the fact ``cycles`` gets a third value, the last step of each cycle of the schedule. One with the fact
+``own_fold`` is selected by the scores of the member's own fold (law 2): ``observe(model, score)`` comes after each
+epoch's validation, and ``conclude(model, images, score_of) -> epochs`` once at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +25,8 @@ from pipeline.errors import UserError
 from pipeline.registry import part
 
 
-@part(source="the baseline")
-class none:
-    """No average: the model predicts with its last weights."""
+class Inert:
+    """What an average does unless it says otherwise: nothing."""
 
     active = False
     count = 1
@@ -33,23 +35,40 @@ class none:
         pass
 
     def update(self, model: nn.Module, step: int) -> None:
-        """Nothing to do."""
+        """Take in the weights after optimizer step ``step``."""
 
     def apply_to(self, model: nn.Module, number: int = 0) -> None:
-        """Leaves the model as it is."""
+        """Copy the averaged weights into the model."""
 
     def finish(self, model: nn.Module, images: Iterable[Tensor]) -> None:
-        """Nothing to do."""
+        """Recompute what needs data, with the averaged weights in the model."""
+
+    def observe(self, model: nn.Module, score: float) -> None:
+        """Look at the weights after an epoch, whose score, higher is better, is that of the own fold."""
+
+    def conclude(
+        self, model: nn.Module, images: Callable[[], Iterable[Tensor]], score_of: Callable[[], float]
+    ) -> list[int]:
+        """Choose at the end among what was observed; the epochs, from 1, that were averaged, or none of them.
+
+        The model may be used as a bench: images gives batches of its input, score_of the score of its weights.
+        """
+        return []
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty."""
+        """Tensors and plain values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
+        """Go on from a saved state."""
 
 
-class Average:
+@part(source="the baseline")
+class none(Inert):
+    """No average: the model predicts with its last weights."""
+
+
+class Average(Inert):
     """A running mean of the parameters; buffers, such as BatchNorm's statistics, are copied.
 
     What differs between the averages is how much the newest weights count, ``share(step)``. It depends on the step
@@ -57,7 +76,6 @@ class Average:
     """
 
     active = True
-    count = 1
     recompute = False
 
     def __init__(self, model: nn.Module) -> None:
@@ -204,7 +222,7 @@ class schedule_free(Average):
 
 
 @part(source="Huang et al. 2017, sec. 3", cycles=True, allowed={"newest": (0, None)})
-class snapshots:
+class snapshots(Inert):
     """Snapshot ensemble: the networks at the ends of the schedule's cycles predict together.
 
     For a schedule of several cycles, such as multicycle_cosine(cycles=5). Within a cycle, the network as it is stands
@@ -221,7 +239,7 @@ class snapshots:
         self.under_way = True
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]
         """How many networks predict."""
         there = len(self.taken) + self.under_way
         return min(there, self.newest) if self.newest else there
@@ -240,9 +258,6 @@ class snapshots:
         if place >= 0:
             model.load_state_dict(self.taken[place])
 
-    def finish(self, model: nn.Module, images: Iterable[Tensor]) -> None:
-        """Nothing to do: each network has the statistics of its own."""
-
     def state_dict(self) -> dict[str, Any]:
         """The networks' weights, the newest first, and whether a cycle is under way."""
         return {"taken": self.taken, "under_way": self.under_way}
@@ -250,6 +265,112 @@ class snapshots:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from saved networks."""
         self.taken, self.under_way = list(state["taken"]), state["under_way"]
+
+
+class Soup(Inert):
+    """The best epochs by the score of the own fold, from which a soup is made at the end; until then, the model itself.
+
+    Its BatchNorms' statistics are those of the best epoch, or recomputed.
+    """
+
+    active = True
+
+    def __init__(self, model: nn.Module, candidates: int, recompute: bool) -> None:
+        self.learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self.most, self.recomputes = candidates, recompute
+        self.seen = 0
+        self.candidates: list[dict[str, Any]] = []  # epoch, score and weights, the best first
+        self.soup: dict[str, Tensor] = {}
+
+    def observe(self, model: nn.Module, score: float) -> None:
+        """Keep the weights if they are among the best so far; of equals the earlier."""
+        self.seen += 1
+        weights = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+        self.candidates.append({"epoch": self.seen, "score": score, "weights": weights})
+        self.candidates.sort(key=lambda one: -one["score"])
+        del self.candidates[self.most :]
+
+    @torch.no_grad()
+    def mix(
+        self, model: nn.Module, chosen: list[dict[str, Any]], images: Callable[[], Iterable[Tensor]]
+    ) -> dict[str, Tensor]:
+        """Load the mean of the chosen ones' weights into the model; returns a copy."""
+        mixed = dict(chosen[0]["weights"])
+        for name in self.learned:
+            mixed[name] = torch.stack([one["weights"][name] for one in chosen]).mean(dim=0)
+        model.load_state_dict(mixed)
+        if self.recomputes and len(chosen) > 1:
+            recompute_statistics(model, images())
+        return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+
+    def apply_to(self, model: nn.Module, number: int = 0) -> None:
+        """Copy the soup into the model, once there is one."""
+        if self.soup:
+            model.load_state_dict(self.soup)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept, and the soup if there is one."""
+        return {"seen": self.seen, "candidates": self.candidates, "soup": self.soup}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.seen, self.candidates, self.soup = state["seen"], list(state["candidates"]), state["soup"]
+
+
+@part(
+    source="Wortsman et al. 2022, recipe 1, over the epochs of one training",
+    own_fold=True,
+    allowed={"candidates": (1, None)},
+)
+class greedy_soup(Soup):
+    """Mean of the best epochs' weights, each taken in only where the score of the own fold does not fall.
+
+    candidates: so many of the best epochs are tried, the best first. recompute: a pass over the training images gives
+    BatchNorm the statistics of each mean that is tried; without it, those of the best epoch stay.
+    """
+
+    def __init__(
+        self, model: nn.Module, total: int | None = None, *, candidates: int = 5, recompute: bool = True
+    ) -> None:
+        super().__init__(model, candidates, recompute)
+
+    def conclude(
+        self, model: nn.Module, images: Callable[[], Iterable[Tensor]], score_of: Callable[[], float]
+    ) -> list[int]:
+        """Try the candidates in turn; the epochs that were taken in."""
+        best, held = -math.inf, list[dict[str, Any]]()
+        for one in self.candidates:
+            mixed = self.mix(model, [*held, one], images)
+            score = score_of()
+            if not held or score >= best:
+                best, held, self.soup = score, [*held, one], mixed
+        return [one["epoch"] for one in held]
+
+
+@part(
+    source="Wortsman et al. 2022, sec. 2, over the epochs of one training",
+    own_fold=True,
+    allowed={"candidates": (1, None)},
+)
+class uniform_soup(Soup):
+    """Mean of the weights of the epochs with the best scores of the own fold.
+
+    candidates: so many of the best epochs. recompute: a pass over the training images gives BatchNorm the mean
+    network's own statistics; without it, those of the best epoch stay.
+    """
+
+    def __init__(
+        self, model: nn.Module, total: int | None = None, *, candidates: int = 5, recompute: bool = True
+    ) -> None:
+        super().__init__(model, candidates, recompute)
+
+    def conclude(
+        self, model: nn.Module, images: Callable[[], Iterable[Tensor]], score_of: Callable[[], float]
+    ) -> list[int]:
+        """Average all candidates; their epochs, the best first."""
+        if self.candidates:
+            self.soup = self.mix(model, self.candidates, images)
+        return [one["epoch"] for one in self.candidates]
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ def run(config: Config) -> list[Outcome]:
     try:
         reused = [train(run, held_out) for held_out in run.asked()]
     except UserError:
-        if not any(run.folder.glob("*/*.ckpt")):
+        if not any(run.folder.rglob("*.ckpt")):
             run.file.unlink(missing_ok=True)  # nothing was trained, so that the mended settings are welcome
         raise
     if config.select == "common":
@@ -62,7 +62,7 @@ def train(run: Run, held_out: tuple[int, ...]) -> bool:
         from pipeline.training import train_member
 
         say(f"train {run.name} {folder.name}")
-        artefacts.finish(record, print_, **train_member(run, held_out))
+        artefacts.finish(record, print_, **train_member(run, held_out, print_))
     return False
 
 
@@ -71,7 +71,8 @@ def advise(run: Run, trained: list[tuple[int, ...]]) -> None:
     if not trained:
         return
     initial = artefacts.read_json(run.member(trained[0]) / "train.json").get("initial")
-    logs = [advice.log(run.member(held_out) / "log.csv") for held_out in trained]
+    folders = [run.member(held_out) for held_out in trained]
+    logs = [advice.log(min(folder.rglob("log.csv"), default=folder / "log.csv")) for folder in folders]  # of one seed
     for line in advice.read_folds(logs, advice.facts(run.paced()[0], initial)):
         say(f"  advice: {line}")
 
@@ -123,5 +124,7 @@ def outcome(run: Run, seconds: float, reused: bool) -> Outcome:
 
 
 def _final(facts: dict, select: str) -> float:
+    if "final" in facts:  # of several epochs or seeds together
+        return facts["final"]
     epoch = {"best": facts["best_epoch"], "common": facts.get("common_epoch", 0)}.get(select, 0)
     return facts["scores"][epoch - 1]  # 0: the last
