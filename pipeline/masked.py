@@ -122,6 +122,16 @@ class Source:
         return own_size(self.config, self.competition, self.files, self.label, scale)
 
 
+def learned_from(config: Config, competition: Competition, task: Task) -> Whole | Squares:
+    """The training images with their planes, as members learn from them."""
+    train = Source(config, competition, competition.train["file"].tolist(), "train images")
+    planes = [planes_of(config, competition, task)]
+    if config.data.resize != TILES:
+        return Whole([train.square(config.image_size)], planes)
+    skip = int(task.learns.simplex)  # the ground
+    return Squares([train.own_size()], planes, config.image_size, config.tiles.foreground, skip)
+
+
 # --- what is kept in the cache ------------------------------------------------------------------------------------
 
 

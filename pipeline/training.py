@@ -155,15 +155,10 @@ def _pictures(run: Run, task: Task, held_out: tuple[int, ...]) -> tuple[Table, S
 def _pairs(run: Run, task: Task, held_out: tuple[int, ...]) -> tuple[Table, Source, Any]:
     config, competition = run.config, run.competition
     train = masked.Source(config, competition, competition.train["file"].tolist(), "train images")
-    planes: list[Any] = [masked.planes_of(config, competition, task)]
-    tiles = config.data.resize == masked.TILES
-    images = [train.own_size() if tiles else train.square(config.image_size)]
     table = member_table(run, task, held_out, np.zeros(0, dtype=np.int64))
-    if not tiles:
-        return table, masked.Whole(images, planes), train
-    repeated = table.take(np.repeat(np.arange(len(table)), config.tiles.repeat))
-    skip = int(task.learns.simplex)  # the ground
-    return repeated, masked.Squares(images, planes, config.image_size, config.tiles.foreground, skip), train
+    if config.data.resize == masked.TILES:
+        table = table.take(np.repeat(np.arange(len(table)), config.tiles.repeat))
+    return table, masked.learned_from(config, competition, task), train
 
 
 def counts_of(table: Table, task: Task) -> np.ndarray | None:

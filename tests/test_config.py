@@ -243,3 +243,23 @@ def test_every_key_says_what_it_means_and_takes_its_own_default() -> None:
 def test_parts_that_do_not_go_together_fail_before_any_work(project, words: dict[str, str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         config.compose(words)
+
+
+@pytest.mark.parametrize(("word", "moving", "fits"), [
+    *((f"augment={name}()", name, "flips") for name in ("auto_augment", "rand_augment", "trivial_augment", "several")),
+    ("augment=compose(parts=['aug_mix()'])", "aug_mix", "flips"), ("views=identity,five_crop", "five_crop", "d4"),
+    ("data.preprocess=trim_borders()", "trim_borders", "clahe"),
+    ("data.preprocess=clahe(),ben_graham()", "ben_graham", "clahe"),
+])  # fmt: skip
+def test_what_moves_pixels_without_their_masks_is_refused_for_masks(word: str, moving: str, fits: str) -> None:
+    told = refused("task=segmentation()", "mask.rle=rle", "model=wide", "symmetry=d4", word)
+    before, _, listed = told.partition("those that fit: ")
+    assert moving in before
+    assert fits in listed.split(", ")
+    assert moving not in listed.split(", ")
+    compose("symmetry=d4", word)
+
+
+def test_what_keeps_pixels_with_their_masks_is_taken() -> None:
+    words = "augment=heavy()", "views=identity,d4", "data.preprocess=clahe()"
+    assert compose("task=segmentation()", "mask.rle=rle", "model=wide", "symmetry=d4", *words).augment == "heavy()"

@@ -559,6 +559,8 @@ def test_view_keeps_the_batch_and_can_be_undone(name: str, dtype: torch.dtype) -
         assert torch.isfinite(seen).all()
         if view.undo:  # a shift loses an edge of one pixel by default
             assert torch.equal(view.undo(seen)[..., 1:-1, 1:-1], batch[..., 1:-1, 1:-1])
+        else:
+            assert not set(MAPS) & set(registry.facts("views", name)["takes"]), "maps must be undone"
         same = view.apply(batch.contiguous(memory_format=torch.channels_last))
         torch.testing.assert_close(same, seen, msg=f"{view.name} in channels_last")
 
@@ -596,6 +598,29 @@ def test_augment_keeps_the_image_and_is_decided_by_its_seed(name: str, channels:
     assert all(np.array_equal(left, right) for left, right in zip(results, backwards, strict=True))
     changed = sum(not np.array_equal(result, image) for result in results)
     assert (changed > 2) == bool(transforms)
+
+
+@each("augments")
+def test_augment_moves_planes_as_the_image_or_says_that_it_takes_none(name: str) -> None:
+    run = augmenter(registry.build("augments", name)(24))
+    image, planes = np.zeros((24, 24, 3), dtype=np.uint8), np.full((24, 24, 2), 255, dtype=np.uint8)
+    image[2:12, 3:9] = planes[2:12, 3:9] = 254
+    planes[..., 1:][planes[..., 1:] == 255] = 0
+    if "takes" in registry.facts("augments", name):
+        assert not set(MAPS) & set(registry.facts("augments", name)["takes"])
+        with pytest.raises(TypeError, match="mask"):
+            run(image, 0, planes)
+        return
+    for seed in range(6):
+        made, moved = run(image, seed, planes)
+        assert (made.shape, moved.shape, moved.dtype) == (image.shape, planes.shape, np.uint8)
+        assert set(np.unique(moved)) <= {0, 254, 255}
+        bright = made.mean(axis=2) > 127
+        if bright.any() and name not in HIDES:
+            assert (bright == (moved[..., 1] == 254)).mean() > 0.9, "the mask lies on its object"
+
+
+HIDES = {"cutout", "erasing", "medium", "heavy", "noise", "blur", "colour"}  # what they change is no place
 
 
 # --- maps become answers ------------------------------------------------------------------------------------------

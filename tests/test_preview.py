@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_competition
+import small_masks
 import small_training as small
 from PIL import Image
 
+from pipeline import sheets
 from pipeline.competition import load
 from pipeline.data import row_seeds
 from pipeline.parts.augments import augmenter, pad_crop
@@ -29,10 +31,10 @@ def picture(root: Path, run: str = "tiny") -> np.ndarray:
 
 def tile(page: np.ndarray, row: int, place: int, captions: bool = False, size: int = 8) -> np.ndarray:
     """The pixels of one tile, back at the training size."""
-    side = preview.tile_side(size)
-    high = side + preview.GAP + (preview.TEXT + preview.GAP if captions else 0)
-    y = 2 * (preview.TEXT + 2 * preview.GAP) + row * high
-    x = preview.LABEL + place * (side + preview.GAP)
+    side = sheets.tile_side(size)
+    high = side + sheets.GAP + (sheets.TEXT + sheets.GAP if captions else 0)
+    y = 2 * (sheets.TEXT + 2 * sheets.GAP) + row * high
+    x = sheets.LABEL + place * (side + sheets.GAP)
     return page[y : y + side : side // size, x : x + side : side // size]
 
 
@@ -121,9 +123,9 @@ def test_every_class_is_shown_before_any_comes_twice(project):
 @pytest.mark.parametrize("size", [8, 100, 400])
 def test_tiles_of_any_size_and_channels_are_drawn(size: int, channels: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (size, size, channels), dtype=np.uint8)
-    side = preview.tile_side(size)
-    assert preview.TILE <= side <= 2 * preview.TILE
-    drawn = np.asarray(preview.tile(image, side))
+    side = sheets.tile_side(size)
+    assert sheets.TILE <= side <= 2 * sheets.TILE
+    drawn = np.asarray(sheets.tile(image, side))
     assert drawn.shape == (side, side, 3)
     if side >= size:
         step = side // size
@@ -138,3 +140,28 @@ def test_long_labels_are_cut_to_the_column(project) -> None:
     for text in preview.labels(competition, np.arange(6)):
         assert all(len(line) <= preview.LETTERS for line in text.split("\n"))
         assert text.count("\n") <= 4
+
+
+# --- masks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resize", ["stretch", "pad", "tiles"])
+def test_masks_are_drawn_on_their_images_and_move_with_them(project, resize: str) -> None:
+    small_masks.write(project.root)
+    words = f"data.resize={resize}", "augment=light(shift=0.2)"
+    assert project.run("stage=preview", *words).code == 0
+    page = np.asarray(Image.open(project.root / "runs/squares/tiny/augmented.png")).astype(int)
+    step, top = preview.MASKED + sheets.GAP, 2 * (sheets.TEXT + 2 * sheets.GAP)
+    shares = []
+    for row in range(preview.ROWS):
+        for place in range(1 + preview.VERSIONS):
+            y, x = top + row * step, sheets.LABEL + place * step
+            square = page[y : y + preview.MASKED, x : x + preview.MASKED]
+            outline = (square == sheets.colour(1)).all(axis=2)
+            bright = (square.min(axis=2) > 140) & (square.min(axis=2) < 255)  # the object, even under its tint
+            if outline.any() and bright.sum() > 200:
+                (low, left), (high, right) = np.argwhere(outline).min(axis=0), np.argwhere(outline).max(axis=0)
+                shares.append(bright[low : high + 1, left : right + 1].sum() / bright.sum())
+    assert len(shares) > 4 * preview.ROWS
+    assert np.mean(shares) > 0.9, "the object lies within its outline, but for what blurs"
+    assert not list(project.root.rglob("*.ckpt"))

@@ -2,7 +2,8 @@
 
 Form: ``f(image_size, *, …) -> list`` of albumentations transforms, or ``policies.Seeded`` ones, that keep an (S, S, C)
 uint8 image's size and dtype; an empty list does nothing. The fact ``symmetry`` is what the competition must declare for
-the label to stay true; ``calls`` names the argument that holds call-strings of others, whose strongest then counts.
+the label to stay true; ``calls`` names the argument that holds call-strings of others, whose strongest then counts;
+``takes`` leaves out masks where a part moves pixels without them.
 albumentations imports torch and takes 1.7 s, so it is imported only where there is something to do.
 """
 
@@ -210,8 +211,8 @@ def heavy(image_size: int, *, scale: float = 0.35, strength: float = 0.5) -> lis
     return [*moved, *colour(image_size, strength=strength), spoilt, *erasing(image_size, chance=0.25)]
 
 
-@part(source="Cubuk et al. 2019 (AutoAugment), tables 7 and 9", symmetry="none", allowed={
-    "policy": ("imagenet", "cifar10"), "fill": (0, 255)})  # fmt: skip
+@part(source="Cubuk et al. 2019 (AutoAugment), tables 7 and 9", symmetry="none", takes=("classes", "labels", "numbers"),
+      allowed={"policy": ("imagenet", "cifar10"), "fill": (0, 255)})  # fmt: skip
 def auto_augment(image_size: int, *, policy: str = "imagenet", fill: int = 128) -> list[Any]:
     """One of 25 pairs of operations that a search found: shifts, shears, rotations up to 30°, changes of tone.
 
@@ -224,6 +225,7 @@ def auto_augment(image_size: int, *, policy: str = "imagenet", fill: int = 128) 
 @part(
     source="Cubuk et al. 2020 (RandAugment), algorithm 1",
     symmetry="none",
+    takes=("classes", "labels", "numbers"),
     allowed={"number": (1, 14), "magnitude": (0, 30), "fill": (0, 255)},
 )
 def rand_augment(image_size: int, *, number: int = 2, magnitude: int = 9, fill: int = 128) -> list[Any]:
@@ -238,6 +240,7 @@ def rand_augment(image_size: int, *, number: int = 2, magnitude: int = 9, fill: 
 @part(
     source="Müller & Hutter 2021 (TrivialAugment), sec. 3 and table 6",
     symmetry="none",
+    takes=("classes", "labels", "numbers"),
     allowed={"rotate": (0, 180), "fill": (0, 255)},
 )
 def trivial_augment(image_size: int, *, rotate: float = 30, fill: int = 128) -> list[Any]:
@@ -252,6 +255,7 @@ def trivial_augment(image_size: int, *, rotate: float = 30, fill: int = 128) -> 
 @part(
     source="Hendrycks et al. 2020 (AugMix), algorithm 1",
     symmetry="none",
+    takes=("classes", "labels", "numbers"),
     allowed={"severity": (1, 10), "width": (1, 10), "depth": (0, 10), "fill": (0, 255)},
 )
 def aug_mix(image_size: int, *, severity: int = 3, width: int = 3, depth: int = 0, fill: int = 128) -> list[Any]:

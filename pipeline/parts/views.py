@@ -1,7 +1,8 @@
 """Views: changes of the input at prediction (test-time augmentation), most of which can be undone on maps.
 
-Form: ``f(*, …) -> list[View]``. The fact ``symmetry`` is what the competition must declare for the label to stay true.
-Nothing here imports torch at module level, so that a view's symmetry can be checked without it.
+Form: ``f(*, …) -> list[View]``. The fact ``symmetry`` is what the competition must declare for the label to stay true;
+``takes`` leaves out masks where a view cannot be undone. Nothing here imports torch at module level, so that a view's
+symmetry can be checked without it.
 """
 
 from __future__ import annotations
@@ -94,7 +95,12 @@ def shift(*, x: int = 1, y: int = 0) -> list[View]:
     return [View(f"shift(x={x},y={y})", lambda batch: _shift(batch, x, y), lambda maps: _shift(maps, -x, -y))]
 
 
-@part(source="Krizhevsky et al. 2012, sec. 4.1", symmetry="none", allowed={"share": (0.1, 1)})
+@part(
+    source="Krizhevsky et al. 2012, sec. 4.1",
+    symmetry="none",
+    takes=("classes", "labels", "numbers"),
+    allowed={"share": (0.1, 1)},
+)
 def five_crop(*, share: float = 0.875) -> list[View]:
     """The four corners and the centre, each enlarged to the whole (bilinear); cannot be undone.
 

@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import artefacts, registry, stores
+from pipeline import artefacts, images, masked, registry, stores
 from pipeline.artefacts import shown
 from pipeline.competition import Competition, load
 from pipeline.config import Config
 from pipeline.console import Outcome, say, warn
 from pipeline.errors import UserError
-from pipeline.pictures import pillow
+from pipeline.forms import VOID
+from pipeline.sheets import drawn, page, png, tile_side
+from pipeline.tasks import task_for
 
 ROWS, VERSIONS = 8, 7  # images, and what is made of each
-TILE = 112  # smallest side of a picture on the page; smaller ones are enlarged by whole numbers
-LARGEST = 160
-GAP, TEXT, LABEL = 6, 13, 150  # pixels: between tiles, of the letters, of the column at the left
+MASKED = 152  # smallest side of a tile with masks
 LETTERS = 20  # on a line of the column at the left
 
 
 def run(config: Config) -> list[Outcome]:
     """Write augmented.png into the run's folder: each row an image, what is cached of it, and seven versions of that.
 
-    Nothing is trained.
+    Masks are drawn on the images that they belong to. Nothing is trained.
     """
     began = time.perf_counter()
     competition = load(config)
+    sheet, count = (_pictures if competition.masks is None else _pairs)(config, competition)
+    path = artefacts.run_folder(config) / "augmented.png"
+    with artefacts.atomic(path) as handle:
+        handle.write(png(sheet))
+    if plain(config):
+        warn("augment=none() and mix=none(): each version is the image itself; try augment=light()")
+    say(f"{shown(path)}: {count} images of {competition.name}, each with {VERSIONS} versions; look at it")
+    return [Outcome("preview", artefacts.run_name(config), seconds=time.perf_counter() - began, note=shown(path))]
+
+
+def _pictures(config: Config, competition: Competition) -> tuple[Any, int]:
+    """The page of a competition without masks, and how many images it shows."""
     store = stores.train_store(config, competition, config.image_size)
     rows = choose(competition, store.broken, config.seed)
     originals = np.array(store.take(rows))
@@ -43,13 +53,66 @@ def run(config: Config) -> list[Outcome]:
         tiles.append(made)
         shares.append(share)
     captions = [[""] * (1 + preprocessed) + [own(share[place]) for share in shares] for place in range(len(rows))]
-    path = artefacts.run_folder(config) / "augmented.png"
-    with artefacts.atomic(path) as handle:
-        handle.write(page(title(config), labels(competition, rows), np.stack(tiles, axis=1), captions, preprocessed))
-    if plain(config):
-        warn("augment=none() and mix=none(): each version is the image itself; try augment=light()")
-    say(f"{shown(path)}: {len(rows)} images of {competition.name}, each with {VERSIONS} versions; look at it")
-    return [Outcome("preview", artefacts.run_name(config), seconds=time.perf_counter() - began, note=shown(path))]
+    names = ["original", *["preprocessed"] * preprocessed, *versions()]
+    return page(title(config), names, labels(competition, rows), np.stack(tiles, axis=1), captions), len(rows)
+
+
+def _pairs(config: Config, competition: Competition) -> tuple[Any, int]:
+    """The page of a competition with masks: each is drawn on its image, and moved as the image is."""
+    from pipeline.data import row_seeds
+    from pipeline.parts.augments import augmenter
+
+    task: Any = task_for(config, competition)
+    rows = choose(competition, np.zeros(0, dtype=np.int64), config.seed)
+    truth = task.targets(competition.targets)
+    made_of = masked.learned_from(config, competition, task)
+    augment = augmenter(registry.build("augments", config.augment)(config.image_size))
+    side, skip = max(MASKED, tile_side(config.image_size)), int(task.learns.simplex)  # the ground is not drawn
+    columns = [[drawn(_read(config, competition, row), truth.one(row), side) for row in rows]]
+    for version in range(1, VERSIONS + 1):
+        seeds = row_seeds(config.seed, version, rows)
+        both = [augment(*one) for one in zip(*_samples(made_of, rows, seeds), strict=True)]
+        columns.append([drawn(image, _bits(planes)[skip:], side) for image, planes in both])
+    legend = task.columns[skip:] if len(task.columns) > 1 + skip else ()
+    sheet = page(
+        title(config), ["original", *versions()], _covered(task, competition, rows), np.stack(columns, axis=1),
+        legend=legend, side=side,
+    )  # fmt: skip
+    return sheet, len(rows)
+
+
+def _samples(made_of: Any, rows: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """What ``augmenter`` takes, image by image: pixels, seed and planes."""
+    pixels, planes = made_of.samples(rows, seeds)
+    return pixels, seeds.tolist(), planes
+
+
+def _read(config: Config, competition: Competition, row: int) -> np.ndarray:
+    """A training image at its own size."""
+    limit = round(config.data.megapixels * 1e6)
+    return images.read(
+        competition.train["file"].iloc[row], competition.folder, reader=config.data.reader, limit_pixels=limit,
+        channels=config.data.channels,
+    )  # fmt: skip
+
+
+def _bits(planes: np.ndarray) -> np.ndarray:
+    """(H, W, P) uint8 planes that are learned → (P, H, W) uint8 of 0, 1 and void."""
+    return np.where(planes == VOID, VOID, planes > VOID // 2).astype(np.uint8).transpose(2, 0, 1)
+
+
+def _covered(task: Any, competition: Competition, rows: np.ndarray) -> list[str]:
+    """The id of each row, and which share of it is covered."""
+    shares = task.covered(competition.targets.iloc[rows])
+    return [
+        f"{_line(str(name))}\n{f'{share:.1%} covered' if share else 'empty'}"
+        for name, share in zip(competition.train["id"].iloc[rows], shares, strict=True)
+    ]
+
+
+def versions() -> list[str]:
+    """The names of what is made of each image."""
+    return [f"version {version}" for version in range(1, VERSIONS + 1)]
 
 
 def plain(config: Config) -> bool:
@@ -107,61 +170,9 @@ def labels(competition: Competition, rows: np.ndarray) -> list[str]:
         cells = competition.targets.iloc[row]
         answer = str(cells.iloc[0]) if len(cells) == 1 else " ".join(f"{name}={cell}" for name, cell in cells.items())
         lines = [str(competition.train["id"].iloc[row]), *textwrap.wrap(answer, LETTERS)]
-        texts.append("\n".join(line if len(line) <= LETTERS else line[: LETTERS - 1] + "…" for line in lines[:5]))
+        texts.append("\n".join(map(_line, lines[:5])))
     return texts
 
 
-# --- drawing --------------------------------------------------------------------------------------------------------
-
-
-def page(
-    heading: str, labels: list[str], tiles: np.ndarray, captions: list[list[str]], preprocessed: bool = False
-) -> bytes:
-    """A PNG: the heading, and for each of (n, m, S, S, C) tiles' rows its label, its images and their captions.
-
-    preprocessed: the second image of each row is what data.preprocess makes of the first.
-    """
-    from PIL import ImageDraw
-
-    side = tile_side(tiles.shape[2])
-    high = side + GAP + (TEXT + GAP if any(map(any, captions)) else 0)
-    top = 2 * (TEXT + 2 * GAP)
-    width = LABEL + tiles.shape[1] * (side + GAP) + GAP
-    sheet = pillow().new("RGB", (width, top + len(tiles) * high), "white")
-    pen, letters = ImageDraw.Draw(sheet), font()
-    pen.text((GAP, GAP), textwrap.shorten(heading, width // 8, placeholder=" …"), fill="black", font=letters)
-    names = ["original", *["preprocessed"] * preprocessed]
-    names += [f"version {version}" for version in range(1, tiles.shape[1] - len(names) + 1)]
-    for place in range(tiles.shape[1]):
-        pen.text((LABEL + place * (side + GAP), top - TEXT - GAP), names[place], fill="dimgrey", font=letters)
-    for row, images in enumerate(tiles):
-        y = top + row * high
-        pen.multiline_text((GAP, y), labels[row], fill="black", font=letters)
-        for place, image in enumerate(images):
-            x = LABEL + place * (side + GAP)
-            sheet.paste(tile(image, side), (x, y))
-            pen.text((x, y + side + 1), captions[row][place], fill="dimgrey", font=letters)
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def tile_side(size: int) -> int:
-    """The side of a tile for images of this side: enlarged by a whole number, or shrunk to what fits a page."""
-    return min(size, LARGEST) if size >= TILE else size * -(-TILE // size)
-
-
-def tile(image: np.ndarray, side: int) -> Any:
-    """(S, S, C) uint8 → a Pillow image of this side; of other channels than RGB the first three, or the first."""
-    shown = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
-    drawn, Image = pillow().fromarray(np.ascontiguousarray(shown)), pillow()
-    method = Image.Resampling.NEAREST if side >= image.shape[0] else Image.Resampling.BOX
-    return drawn.resize((side, side), method)
-
-
-def font() -> Any:
-    """The letters: those that matplotlib brings, which know more alphabets than Pillow's."""
-    import matplotlib
-    from PIL import ImageFont
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", TEXT - 1)
+def _line(text: str) -> str:
+    return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"

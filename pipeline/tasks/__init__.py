@@ -131,17 +131,23 @@ def check(config: Config) -> None:
         "folds.method": ("splits", config.folds.method, known.get("strata", known["form"])),
         "merge": ("merges", config.merge, known["form"]),
         "cut": ("cuts", config.cut, known["form"]),
+        "views": ("views", config.views, known["form"]),
     }
     if not known.get("spatial"):
         given["features.classifier"] = ("classifiers", config.features.classifier, known["learns"])
-    for key, (kind, call, form) in given.items():
-        for one in registry.unfold(kind, call) if call else ():
-            if not _takes(registry.facts(kind, one), kind, form):
-                fits = [name for name, part in registry.parts(kind).items() if _takes(part.facts, kind, form)]
-                raise UserError(f"{key}={call}, but task={config.task} has {form}; those that fit: {', '.join(fits)}")
+    for key, (kind, value, form) in given.items():
+        for call in filter(None, [value] if isinstance(value, str) else value):
+            _check_form(config.task, key, kind, call, form)
     for one in registry.unfold("losses", config.loss) if config.loss else ():
         _check_scale(config, one)
     _check_spatial(config, bool(known.get("spatial")))
+
+
+def _check_form(task: str, key: str, kind: str, call: str, form: str) -> None:
+    """A part, and those that it holds, must take what the task gives."""
+    if not all(_takes(registry.facts(kind, one), kind, form) for one in registry.unfold(kind, call)):
+        fits = [name for name, part in registry.parts(kind).items() if _takes(part.facts, kind, form)]
+        raise UserError(f"{key}={call}, but task={task} has {form}; those that fit: {', '.join(fits)}")
 
 
 def _check_spatial(config: Config, spatial: bool) -> None:
@@ -158,6 +164,14 @@ def _check_spatial(config: Config, spatial: bool) -> None:
     wrong = next((f"{key}={value}" for key, value in (never if spatial else only).items() if value), "")
     if wrong:
         raise UserError(f"{wrong} does not go with task={config.task}, which {_has(spatial)} masks; leave it out")
+    moves = {name for name, part in registry.parts("preprocesses").items() if part.facts.get("moves")}
+    for call in config.data.preprocess if spatial else ():
+        if registry.parse(call).name in moves:
+            fits = ", ".join(name for name in registry.parts("preprocesses") if name not in moves)
+            raise UserError(
+                f"data.preprocess={call} moves pixels, and the masks of task={config.task} would not follow; those "
+                f"that fit: {fits}"
+            )
 
 
 def _has(spatial: bool) -> str:

@@ -92,14 +92,19 @@ class Segmentation:
 
     def strata(self, raw: pd.DataFrame) -> np.ndarray:
         """(N, C + 4) int64: which classes an image has, and in which quarter of the images its covered share lies."""
-        shares = raw.to_numpy(dtype=np.float64)
-        found = (shares > 0).astype(np.int64)
-        total = shares[:, 1:].sum(axis=1) if self.form is CLASS_MASKS and shares.shape[1] > 1 else shares.sum(axis=1)
+        found = (raw.to_numpy(dtype=np.float64) > 0).astype(np.int64)
+        total = self.covered(raw)
         filled = total > 0
         ranks = np.zeros(len(total), dtype=np.int64)
         order = np.argsort(total[filled], kind="stable")
         ranks[np.flatnonzero(filled)[order]] = np.arange(len(order)) * QUARTERS // max(1, len(order)) + 1
         return np.hstack([found, ranks[:, None] == np.arange(1, QUARTERS + 1)]).astype(np.int64)
+
+    def covered(self, raw: pd.DataFrame) -> np.ndarray:
+        """(N,) float64: the share of an image that is no ground; of planes that overlap their sum."""
+        shares = raw.to_numpy(dtype=np.float64)
+        first = int(self.form is CLASS_MASKS and shares.shape[1] > 1)
+        return np.asarray(shares[:, first:].sum(axis=1))
 
     def targets(self, raw: pd.DataFrame) -> Any:
         """The truth of these rows of the training table, read one image at a time."""
