@@ -136,7 +136,8 @@ def _mask_rows(folder: Path, data: Data, mask: Mask) -> pd.DataFrame:
         return read_table(folder / data.train_csv, needed, key="data.train_csv")
     if mask.rle:
         raise UserError(f"mask.rle={mask.rle} is a column of data.train_csv, which is empty; set it")
-    return pd.DataFrame({data.id: _images_of(folder, data.train_images)}, dtype=str)
+    found = mask_truth.without_masks(folder, _images_of(folder, data.train_images), data.train_images, mask)
+    return pd.DataFrame({data.id: found}, dtype=str)
 
 
 def _masks(
@@ -221,8 +222,9 @@ def _test_tables(folder: Path, data: Data, mask: Mask | None) -> tuple[pd.DataFr
         return sample, test
     if test is None:
         test = pd.DataFrame({data.id: _images_of(folder, data.test_images)}, dtype=str)
-    answers = [mask.rle or "rle"] if mask else data.target
-    return pd.DataFrame({data.id: test[data.id], **dict.fromkeys(answers, "")}, dtype=str), test
+    if mask:
+        return mask_truth.blank_sample(mask, data.id, test[data.id].tolist()), test
+    return pd.DataFrame({data.id: test[data.id], **dict.fromkeys(data.target, "")}, dtype=str), test
 
 
 def _folder(config: Config) -> Path:

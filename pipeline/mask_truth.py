@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline.config import Data, Mask, root
 from pipeline.console import progress
 from pipeline.errors import UserError, some
 from pipeline.masks import MaskFiles, MaskTable, PixelForm, RleForm, Sizes
-from pipeline.patterns import without_suffix
+from pipeline.patterns import checked, without_suffix
 
 GROUND = "ground"  # the name of class 0 where texts tell the others
 ONE = "mask"  # the name of the one class where it has none
@@ -118,15 +119,16 @@ def rle_form(data: Data, mask: Mask) -> RleForm:
 
 
 def answer_form(mask: Mask, sample: pd.DataFrame) -> RleForm:
-    """How the sample submission wants masks: its first column the ids, its last the texts."""
+    """How the sample submission wants masks: its first column the ids, mask.rle or the last the texts."""
     columns = [str(name) for name in sample.columns]
     if len(columns) < 2:
         raise UserError(f"the sample submission has the one column {some(columns)}; masks need ids and a text")
     wanted = mask.class_column if mask.class_column in columns else ""
+    text = mask.rle if mask.rle in columns[1:] else next(name for name in reversed(columns) if name != wanted)
     named = mask.classes if mask.rle or mask.pixels not in ("indices", "colours") else mask.classes[1:]
     classes = () if mask.rows == "image" else tuple(named)
     return RleForm(
-        id=columns[0], rle=columns[-1], rows=mask.rows, classes=classes, class_column=wanted, separator=mask.separator,
+        id=columns[0], rle=text, rows=mask.rows, classes=classes, class_column=wanted, separator=mask.separator,
         exclusive=mask.exclusive, order=mask.order, base=mask.base, overlap="first", void="", missing="empty",
     )  # fmt: skip
 
@@ -169,6 +171,18 @@ def image_rows(data: Data, mask: Mask, table: pd.DataFrame) -> pd.DataFrame:
     return firsts.drop(columns=mask.rle)
 
 
+def blank_sample(mask: Mask, id_: str, ids: Sequence[str]) -> pd.DataFrame:
+    """A sample submission where there is none: a row for each test image, with mask.rows=class for each of its classes.
+
+    id_: the column of the ids, which hold the class too.
+    """
+    text = mask.rle or "rle"
+    form = answer_form(mask, pd.DataFrame(columns=[id_, text]))
+    if form.joined:
+        ids = [f"{name}{form.separator}{one}" for name in ids for one in form.classes]
+    return pd.DataFrame({id_: ids, text: ""}, dtype=str)
+
+
 def answer_ids(mask: Mask, sample: pd.DataFrame) -> list[str]:
     """The images that a sample submission asks for, each once."""
     form = answer_form(mask, sample)
@@ -187,17 +201,40 @@ def open_truth(
 
 
 def mask_files(folder: Path, mask: Mask, ids: Sequence[str]) -> list[str]:
-    """The mask file of each image; "" where there is none and mask.missing=empty."""
-    if mask.missing == "error":
-        return files.resolve(folder, mask.folder, list(ids), mask.files)
+    """The mask file of each image; "" where there is none and mask.missing=empty.
+
+    A pattern of mask.files takes the id, or the id without an image's suffix, whichever fits more.
+    """
     there = files.find(folder, mask.folder)
     names = {*there.files, *there.members}
-    known = {without_suffix(Path(name).name) for name in names}
-    have = [name for name in ids if without_suffix(name) in known]
-    if mask.files:
-        have = [name for name in ids if {pattern.format(id=name) for pattern in mask.files} <= names]
+    known = names | {without_suffix(name) for name in names} | {Path(name).name for name in names}
+    known |= {without_suffix(Path(name).name) for name in names}
+    patterns = checked(mask.files or ["{id}"])
+    fits = [[{pattern.format(id=name) for pattern in patterns} <= known for name in calls] for calls in _calls(ids)]
+    which = int(sum(fits[1]) > sum(fits[0]))
+    calls = _calls(ids)[which]
+    if mask.missing == "error":
+        return files.resolve(folder, mask.folder, calls if mask.files else list(ids), mask.files)
+    have = [name for name, there_is in zip(calls, fits[which], strict=True) if there_is]
     found = dict(zip(have, files.resolve(folder, mask.folder, have, mask.files), strict=True))
-    return [found.get(name, "") for name in ids]
+    return [found.get(name, "") for name in calls]
+
+
+def _calls(ids: Sequence[str]) -> tuple[list[str], list[str]]:
+    return list(ids), [without_suffix(name) for name in ids]
+
+
+def without_masks(folder: Path, images: Sequence[str], place: str, mask: Mask) -> list[str]:
+    """Images of folder/place that are no masks: those outside mask.folder, or not called as mask.files has it."""
+    if not mask.folder:
+        return list(images)
+    own, masked = (os.path.normpath(folder / name) for name in (place, mask.folder))
+    if own != masked:
+        within = os.path.relpath(masked, own) + "/"
+        return [name for name in images if not name.startswith(within)]
+    stems = [without_suffix(name) for name in images]
+    called = {pattern.format(id=name) for pattern in checked(mask.files) for name in [*images, *stems]}
+    return [name for name, stem in zip(images, stems, strict=True) if name not in called and stem not in called]
 
 
 # --- what it covers -----------------------------------------------------------------------------------------------

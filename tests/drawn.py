@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipeline import rle
+
 NAMES = ("cat", "dog", "owl")
 
 
@@ -309,13 +311,169 @@ def no_sample(root: Path) -> Path:
     return root
 
 
-def masks(root: Path) -> Path:
-    """Run-length encoded masks: segmentation."""
-    train, test = _ids(8), _ids(4, 100)
-    _images(root / "train_images", train, [row % 3 for row in range(8)])
-    _images(root / "test_images", test, [row % 3 for row in range(4)])
-    table(root / "train.csv", "ImageId,EncodedPixels", ((name, "1 3 20 4") for name in [*train, *train]))
-    table(root / "sample_submission.csv", "ImageId,EncodedPixels", ((name, "1 1") for name in test))
+# --- masks --------------------------------------------------------------------------------------------------------
+
+
+def discs(seed: int, height: int = 32, width: int = 40, count: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """A noisy image (H, W, 3) uint8 with bright discs, and their labels (H, W) int32; every sixth has none."""
+    generator = np.random.default_rng(seed)
+    image = generator.integers(20, 70, (height, width, 3), dtype=np.uint8)
+    labels = np.zeros((height, width), dtype=np.int32)
+    rows, columns = np.mgrid[:height, :width]
+    for _ in range(0 if seed % 6 == 5 else count):
+        row, column = generator.integers(5, height - 5), generator.integers(5, width - 5)
+        disc = (rows - row) ** 2 + (columns - column) ** 2 <= 16
+        if not (labels[np.hypot(rows - row, columns - column) <= 6] > 0).any():
+            labels[disc] = labels.max() + 1
+    image[labels > 0] += np.uint8(150)
+    return image, labels
+
+
+def _discs(root: Path, parts: Iterable[tuple[str, Iterable[str]]], **shape: int) -> dict[str, np.ndarray]:
+    """Images in folders, and the labels of each by its name."""
+    found = {}
+    for folder, names in parts:
+        for name in names:
+            image, found[name] = discs(len(found), **shape)
+            save(root / folder / f"{name}.png", image)
+    return found
+
+
+def grey(path: Path, values: np.ndarray, palette: list[int] | None = None) -> None:
+    """Write whole numbers (H, W) as a png of 8 bits, or 16 where they are uint16, or with a palette."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(values)
+    if palette is not None:
+        image.putpalette(palette)
+    image.save(path)
+
+
+def mask_rows(root: Path) -> Path:
+    """Run-length texts, one row an image, blank where there is nothing; images of one size."""
+    train, test = _ids(18), _ids(4, 100)
+    found = _discs(root, (("train_images", train), ("test_images", test)))
+    table(root / "train.csv", "id,rle_mask", ((name, rle.encode(found[name] > 0)) for name in train))
+    table(root / "sample_submission.csv", "id,rle_mask", ((name, "1 1") for name in test))
+    return root
+
+
+def mask_classes(root: Path) -> Path:
+    """One row a class, the class behind the image's name, as at Severstal; the sample has -1 for nothing."""
+    train, test = [f"{name}.jpg" for name in _ids(18)], [f"{name}.jpg" for name in _ids(4, 100)]
+    found = _discs(root, (("train", [name[:-4] for name in train]), ("test", [name[:-4] for name in test])), width=64)
+    rows = [(f"{name}_{k}", rle.encode(found[name[:-4]] == k, empty="-1")) for name in train for k in (1, 2, 3)]
+    table(root / "train.csv", "Image_Class,EncodedPixels", rows)
+    asked = [(f"{name}_{k}", "-1") for name in test for k in (1, 2, 3)]
+    table(root / "sample_submission.csv", "Image_Class,EncodedPixels", asked)
+    return root
+
+
+def mask_class_column(root: Path) -> Path:
+    """One row a class that is there, the class in a column of its own, which the sample has last; 0-indexed rows."""
+    train, test = _ids(18), _ids(4, 100)
+    found = _discs(root, (("train", train), ("test", test)))
+    names = ("crack", "rust", "void")
+    rows = [
+        (name, rle.encode(found[name] == k + 1, order="row", base=0), names[k])
+        for name in train for k in range(3) if (found[name] == k + 1).any()
+    ]  # fmt: skip
+    table(root / "train.csv", "image_id,encoded_pixels,label", rows)
+    asked = [(name, "0 1", kind) for name in test for kind in names[:2]]
+    table(root / "sample_submission.csv", "image_id,encoded_pixels,label", asked)
+    return root
+
+
+def mask_objects(root: Path) -> Path:
+    """One row an object, which share pixels; images of many sizes; one row an image in the sample, no empty images."""
+    rows = []
+    for place in range(18):
+        image, labels = discs(6 * place, 40 + 8 * (place % 4), 200 + 16 * (place % 5), count=2 + place % 6)
+        save(root / "stage1_train" / f"n{place}" / "images" / f"n{place}.png", image)
+        for k in range(1, labels.max() + 1):
+            whole = labels == k
+            grey(root / "stage1_train" / f"n{place}" / "masks" / f"{place}_{k}.png", np.uint8(255) * whole)
+            whole |= np.roll(labels == 1, 1, axis=1) & (place == 2)
+            rows.append((f"n{place}", rle.encode(whole)))
+    for place in range(4):
+        save(root / "stage1_test" / f"t{place}" / "images" / f"t{place}.png", discs(6 * place + 1)[0])
+    table(root / "stage1_train_labels.csv", "ImageId,EncodedPixels", rows)
+    table(root / "stage1_sample_submission.csv", "ImageId,EncodedPixels", ((f"t{place}", "1 1") for place in range(4)))
+    return root
+
+
+def mask_files(root: Path) -> Path:
+    """Masks of 0 and 255 in train_masks, called like the images with _mask behind; no csv at all."""
+    train, test = _ids(18), _ids(4, 100)
+    found = _discs(root, (("train", train), ("test", test)))
+    for name in train:
+        grey(root / "train_masks" / f"{name}_mask.png", np.uint8(255) * (found[name] > 0))
+    return root
+
+
+def masks_beside(root: Path) -> Path:
+    """Masks of 0 and 1 in the images' own folder, with _mask behind, and a sample of run-length texts."""
+    train, test = _ids(18), _ids(4, 100)
+    found = _discs(root, (("train", train), ("test", test)))
+    for name in train:
+        grey(root / "train" / f"{name}_mask.png", (found[name] > 0).astype(np.uint8))
+    table(root / "sample_submission.csv", "img,pixels", ((name, "") for name in test))
+    return root
+
+
+def mask_indices(root: Path) -> Path:
+    """A class's index in each pixel, 255 for void, in train/masks beside train/images, and a table of the images."""
+    train, test = _ids(18), _ids(4, 100)
+    found = _discs(root, (("train/images", train), ("test/images", test)))
+    for name in train:
+        values = np.minimum(found[name], 2).astype(np.uint8)
+        values[0, :4] = 255
+        grey(root / "train/masks" / f"{name}.png", values)
+    table(root / "train.csv", "id,depth", ((name, row * 7) for row, name in enumerate(train)))
+    table(root / "sample_submission.csv", "id,rle", ((f"{name}_{kind}", "") for name in test for kind in ("a", "b")))
+    return root
+
+
+def mask_colours(root: Path) -> Path:
+    """A colour for each class, with a table of the classes' names and colours, and no sample."""
+    train, test = _ids(18), _ids(4, 100)
+    found = _discs(root, (("train", train), ("test", test)))
+    colours = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 64)], dtype=np.uint8)
+    for name in train:
+        save(root / "train_labels_masks" / f"{name}.png", colours[np.minimum(found[name], 2)])
+    names = ("sky", "tree", "road")
+    table(root / "class_dict.csv", "name,r,g,b", ((names[k], *colours[k]) for k in range(3)))
+    return root
+
+
+def mask_palette(root: Path) -> Path:
+    """Indices with a palette, as VOC has them."""
+    train, test = _ids(18), _ids(4, 100)
+    found = _discs(root, (("images/training", train), ("images/testing", test)))
+    for name in train:
+        grey(root / "annotations/training" / f"{name}.png", np.minimum(found[name], 2).astype(np.uint8),
+             [0, 0, 0, 128, 0, 0, 0, 128, 0])  # fmt: skip
+    return root
+
+
+def mask_labels(root: Path) -> Path:
+    """Objects numbered in files of 16 bits."""
+    for place in range(18):
+        image, labels = discs(6 * place, 48, 64, count=1 + place % 7)
+        save(root / "train" / f"{place:03d}.png", image)
+        grey(root / "masks" / f"{place:03d}.tif", labels.astype(np.uint16))
+    for place in range(4):
+        save(root / "test" / f"{place:03d}.png", discs(place)[0])
+    table(root / "sample_submission.csv", "image,rle", ((f"{place:03d}", "") for place in range(4)))
+    return root
+
+
+def mask_file_a_class(root: Path) -> Path:
+    """A file for each of two classes, which may overlap."""
+    train, test = _ids(18), _ids(4, 100)
+    found = _discs(root, (("train", train), ("test", test)))
+    for name in train:
+        grey(root / "masks" / f"{name}_water.png", np.uint8(255) * (found[name] > 0))
+        grey(root / "masks" / f"{name}_road.png", np.uint8(255) * (found[name] == 1))
     return root
 
 
@@ -339,6 +497,15 @@ FORMS: dict[str, Callable[[Path], Path]] = {
 }  # fmt: skip
 
 
+MASKS: dict[str, Callable[[Path], Path]] = {
+    form.__name__: form
+    for form in (
+        mask_rows, mask_classes, mask_class_column, mask_objects, mask_files, masks_beside, mask_indices, mask_colours,
+        mask_palette, mask_labels, mask_file_a_class,
+    )
+}  # fmt: skip
+
+
 def write(name: str, root: Path) -> Path:
     """Draw a form into a folder of its own below root."""
-    return FORMS[name](root / name)
+    return {**FORMS, **MASKS}[name](root / name)

@@ -18,8 +18,11 @@ from PIL import Image
 from pipeline import config as settings
 from pipeline import submission
 from pipeline.competition import load
-from pipeline.discover import columns, draft, preview, writing
+from pipeline.discover import columns, draft, mask_settings, preview, writing
 from pipeline.discover import settings as sizes
+from pipeline.discover.looks import Looks
+from pipeline.forms import VOID
+from pipeline.maps import Maps
 from pipeline.tasks import task_for
 
 
@@ -298,7 +301,169 @@ def test_all_questions_come_in_one_message(project):
     assert "task=circular(period=360)" in message
 
 
-@pytest.mark.parametrize(("name", "task"), [("masks", "segmentation"), ("matches", "retrieval")])
+MASKED = {
+    "mask_rows": {
+        "task": "segmentation()", "metric": "dice()", "mask.rle": "rle_mask", "mask.rows": "image", "mask.empty": "",
+        "data.resize": "stretch", "image_size": 64, "models": ["unet_small", "unet_resnet34"],
+    },
+    "mask_classes": {
+        "task": "segmentation()", "data.id": "Image_Class", "mask.rle": "EncodedPixels", "mask.rows": "class",
+        "mask.classes": ["1", "2", "3"], "mask.class_column": "", "mask.empty": "-1", "data.resize": "pad",
+    },
+    "mask_class_column": {
+        "task": "segmentation()", "data.id": "image_id", "mask.rle": "encoded_pixels", "mask.rows": "class",
+        "mask.classes": ["crack", "rust"], "mask.class_column": "label", "mask.void": "void", "mask.order": "row",
+        "mask.base": 0,
+    },
+    "mask_objects": {
+        "task": "segmentation(kind='objects')", "metric": "object_precision_over_iou()", "mask.rows": "object",
+        "mask.overlap": "first", "data.train_csv": "stage1_train_labels.csv", "data.train_images": "stage1_train",
+        "data.resize": "tiles", "image_size": 256,
+    },
+    "mask_files": {
+        "task": "segmentation()", "data.train_csv": "", "data.train_images": "train", "mask.folder": "train_masks",
+        "mask.files": ["{id}_mask.png"], "mask.pixels": "binary", "mask.rows": "image",
+    },
+    "masks_beside": {
+        "task": "segmentation()", "data.train_csv": "", "data.train_images": "train", "mask.folder": "train",
+        "mask.files": ["{id}_mask.png"], "mask.pixels": "binary", "data.sample": "sample_submission.csv",
+    },
+    "mask_indices": {
+        "task": "segmentation(kind='class_masks')", "metric": "iou_mean()", "data.train_csv": "train.csv",
+        "data.train_images": "train/images", "mask.folder": "train/masks", "mask.files": [], "mask.void": "255",
+        "mask.pixels": "indices", "mask.classes": ["ground", "a", "b"], "mask.rows": "class",
+    },
+    "mask_colours": {
+        "task": "segmentation(kind='class_masks')", "mask.pixels": "colours", "mask.classes": ["sky", "tree", "road"],
+        "mask.table": ["0-0-0", "128-0-0", "0-128-64"], "mask.folder": "train_labels_masks", "data.sample": "",
+    },
+    "mask_palette": {
+        "task": "segmentation(kind='class_masks')", "mask.pixels": "indices", "mask.classes": ["ground", "1", "2"],
+        "data.train_images": "images/training", "data.test_images": "images/testing", "mask.folder": "annotations",
+    },
+    "mask_labels": {
+        "task": "segmentation(kind='objects')", "mask.pixels": "labels", "mask.rows": "object", "mask.folder": "masks",
+    },
+    "mask_file_a_class": {
+        "task": "segmentation()", "mask.pixels": "binary", "mask.files": ["{id}_road.png", "{id}_water.png"],
+        "mask.classes": ["road", "water"], "mask.rows": "class",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", drawn.MASKS)
+def test_each_form_of_masks_is_taken_for_what_it_is(project, name):
+    config = inferred(project, name)
+    values = settings.flatten(config)
+    assert {key: values[key] for key in MASKED[name]} == MASKED[name]
+    competition = load(config)
+    task = task_for(config, competition)
+    truth = task.targets(competition.targets)
+    assert len(truth) == len(competition.train) == (15 if name == "mask_class_column" else 18)
+    for row in range(len(truth)):
+        cut = truth.one(row)
+        assert cut.shape[-2:] == Image.open(competition.folder / competition.train["file"].iloc[row]).size[::-1]
+        shares = competition.targets.iloc[row, int(task.form.name == "class_masks") :].astype(float)
+        assert (shares.max() > 0) == bool(((cut > 0) & (cut != VOID)).any())
+    assert len(task.answered(competition.sample)) == len(competition.test) == 4
+    tests = {size: np.zeros((len(task.columns), *size), dtype=np.float32) for size in [(32, 40), (32, 64)]}
+    size = next(size for size in tests if competition.masks.sizes[0] == size)
+    written_ = task.submission(competition.test["id"].to_numpy(), Blank(4, tests[size]), competition.sample)
+    submission.validate(written_, competition.sample, "made", task.allowed(competition.sample))
+
+
+class Blank(Maps):
+    """Maps of nothing."""
+
+    def __init__(self, count, one):
+        self.count, self.map, self.columns = count, one, len(one)
+
+    def __len__(self):
+        return self.count
+
+    def one(self, row):
+        return self.map
+
+
+@pytest.mark.parametrize("name", ["mask_classes", "mask_files"])
+def test_every_line_about_masks_says_why(project, name):
+    inferred(project, name)
+    lines = (project.root / f"configs/competition/{name}.yaml").read_text().splitlines()
+    assert all(len(line) <= 120 for line in lines)
+    for before, line in zip(["", *lines], lines, strict=False):
+        settles = not line.lstrip().startswith("#") and not line.endswith(":")
+        assert not settles or "  # " in line or before.lstrip().startswith("# "), line
+
+
+def test_an_image_without_a_mask_file_is_asked_about(project):
+    folder = drawn.write("mask_files", project.root / "data")
+    for path in sorted((folder / "train_masks").iterdir())[:2]:
+        path.unlink()
+    message = refused(project, "mask_files")
+    assert "2 of 18 training images have no mask in train_masks: 00000x.png, 02956x.png" in message
+    assert "mask.missing=empty" in message
+    assert new(project, "mask_files", "mask.missing=empty").code == 0
+    config = settings.compose({"competition": "mask_files"})
+    assert config.mask.missing == "empty"
+    shares = load(config).targets["mask"].astype(float)
+    assert (shares == 0).sum() == 5  # of these three are drawn empty
+
+
+def test_images_without_a_row_are_noticed(project):
+    drawn.write("mask_class_column", project.root / "data")
+    assert "3 images of train have no row in train.csv and are left out" in " ".join(
+        new(project, "mask_class_column").out.split()
+    )
+
+
+def test_objects_that_do_not_meet_leave_overlaps_an_error(project):
+    folder = drawn.write("mask_objects", project.root / "data")
+    rows = pd.read_csv(folder / "stage1_train_labels.csv")
+    rows[rows["ImageId"] != "n2"].to_csv(folder / "stage1_train_labels.csv", index=False)
+    assert new(project, "mask_objects").code == 0
+    assert settings.compose({"competition": "mask_objects"}).mask.overlap == "error"
+
+
+def test_keys_of_masks_on_the_command_line_win(project):
+    config = inferred(project, "mask_objects", "task=segmentation()", "mask.overlap=last", "image_size=64")
+    assert (config.task, config.mask.overlap, config.image_size) == ("segmentation()", "last", 64)
+    config = inferred(project, "mask_labels", "mask.pixels=binary")
+    assert (config.task, config.mask.pixels) == ("segmentation()", "binary")
+
+
+def test_masks_that_are_not_there_are_said_to_be_missing(project):
+    drawn.write("plain", project.root / "data")
+    assert "name them with mask.rle=COLUMN or mask.folder=FOLDER" in refused(project, "plain", "task=segmentation()")
+    folder = drawn.write("mask_rows", project.root / "data")
+    drawn.table(folder / "train.csv", "id,depth", ((f"{name}", 3) for name in pd.read_csv(folder / "train.csv")["id"]))
+    assert "sample_submission.csv asks for masks" in refused(project, "mask_rows")
+
+
+def test_run_lengths_of_another_use_are_no_masks(project):
+    made(project, "id,tags", ["0 16", "25 3", "16 25", "0 25 16 3"], "id,tags", ("0 16",))
+    assert new(project, "made").code == 0
+    assert settings.compose({"competition": "made"}).task == "multilabel"
+
+
+@pytest.mark.parametrize(
+    ("sizes_", "expected"),
+    [
+        ([(101, 101)] * 3, ("stretch", 128)),
+        ([(64, 96), (128, 128), (100, 70)], ("stretch", 128)),
+        ([(480, 500), (512, 490)], ("stretch", 512)),
+        ([(256, 256), (640, 512), (360, 360)], ("tiles", 256)),
+        ([(1600, 256)] * 3, ("tiles", 256)),
+        ([(5000, 4000), (3000, 3000)], ("tiles", 512)),
+        ([(120, 40)] * 3, ("pad", 128)),
+    ],
+)
+def test_sizes_of_images_with_masks_decide_between_whole_ones_and_squares(sizes_, expected):
+    made_ = draft.Draft({})
+    mask_settings.settle_sizes(Looks(np.array(sizes_), 3, 3, 8, len(sizes_)), made_)
+    assert (made_.value("data.resize"), made_.value("image_size")) == expected
+
+
+@pytest.mark.parametrize(("name", "task"), [("matches", "retrieval")])
 def test_tasks_of_other_versions_are_named_and_their_config_written(project, name, task):
     getattr(drawn, name)(project.root / "data" / name)
     ended = new(project, name)
@@ -773,11 +938,13 @@ def test_classes_in_the_names_of_files_are_explained(project):
 
 def test_folders_of_masks_are_segmentation_and_no_classes(project):
     for row in range(8):
-        for part in ("train/images", "train/masks", "test/images"):
+        for part in ("train/images", "test/images"):
             drawn.save(project.root / f"data/parts/{part}/{row}.png", drawn.picture(row % 3, row))
+        drawn.grey(project.root / f"data/parts/train/masks/{row}.png", np.eye(16, dtype=np.uint8) * 255)
     ended = new(project, "parts")
-    assert "a segmentation competition (train/masks holds masks)" in ended.err
-    assert settings.read_layer(Path("configs/competition/parts.yaml"))["data.train_images"] == "train/images"
+    assert ended.code == 0, ended.err
+    layer = settings.read_layer(Path("configs/competition/parts.yaml"))
+    assert (layer["task"], layer["data.train_images"]) == ("segmentation()", "train/images")
 
 
 def test_a_new_individual_in_the_sample_is_retrieval(project):

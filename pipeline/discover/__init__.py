@@ -13,6 +13,8 @@ from pipeline.discover.answers import settle_answers, settle_metric
 from pipeline.discover.draft import Draft
 from pipeline.discover.folder import scan
 from pipeline.discover.looks import Looks, look, settle_images
+from pipeline.discover.mask_forms import find_masks
+from pipeline.discover.mask_keys import settle_masks
 from pipeline.discover.rows import Rows, find_rows
 from pipeline.discover.settings import settle_training
 from pipeline.discover.sides import settle_sides
@@ -43,8 +45,9 @@ def discover(folder: Path, given: dict[str, Any], command: str) -> Discovery:
     """
     content = scan(folder)
     draft = Draft(given, notes=list(content.notes))
-    rows = find_rows(content, draft)
-    target = find_target(rows, draft)
+    told = find_masks(content, draft)
+    rows = find_rows(told.folder, draft, told.listed) if told else find_rows(content, draft)
+    target = settle_masks(told, rows, draft) if told else find_target(rows, draft)
     if not rows.tested.files and not (target and target.later):
         places = some([place or "." for place in rows.files.folders("test")], 6)
         draft.ask(
@@ -63,7 +66,7 @@ def discover(folder: Path, given: dict[str, Any], command: str) -> Discovery:
         draft.open["symmetry"] = OPEN_SYMMETRY
     if target.columns:
         draft.set("data.target", target.columns, f"of {rows.train}" if rows.train else "the folder's name")
-    settle_images(rows, looks, draft)
+    settle_images(rows, looks, draft, boxes=told is None)
     if not target.later:
         answer = settle_answers(rows, target, draft)
         settle_sides(rows, target, draft)

@@ -59,6 +59,9 @@ def ranked(rows: Rows, target: Target, form: str) -> int:
 
 def settle_answers(rows: Rows, target: Target, draft: Draft) -> str:
     """What a cell of the submission will hold, in words; UserError where the sample asks for other things."""
+    if facts(target.task).get("spatial"):
+        row = str(draft.value("mask.rows", "image"))
+        return f"run-length texts, one row {'a' if row == 'class' else 'an'} {row}"
     if "data.answers" in draft.given:
         draft.set("data.answers", draft.given["data.answers"], "")
     if target.separator:

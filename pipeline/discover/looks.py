@@ -108,8 +108,8 @@ def is_grey(pixels: np.ndarray) -> bool:
     return colours.shape[2] < 3 or bool(np.quantile(np.ptp(colours, axis=2), 0.995) <= GREY)
 
 
-def settle_images(rows: Rows, looks: Looks, draft: Draft) -> None:
-    """Channels and box."""
+def settle_images(rows: Rows, looks: Looks, draft: Draft, boxes: bool = True) -> None:
+    """Channels and box. boxes: whether images may be cropped to boxes."""
     if len(rows.matched.patterns) > 1:
         draft.set("data.channels", len(rows.matched.patterns), "one for each of data.files")
     elif looks.channels not in (1, 3, 4):
@@ -129,7 +129,8 @@ def settle_images(rows: Rows, looks: Looks, draft: Draft) -> None:
             f"{len(looks.broken)} of {looks.count + len(looks.broken)} images looked at do not decode: "
             f"{some(looks.broken, 2)}; stage=check finds all, data.skip_broken=true leaves them out"
         )
-    _settle_box(rows, draft)
+    if boxes:
+        _settle_box(rows, draft)
 
 
 def _settle_box(rows: Rows, draft: Draft) -> None:

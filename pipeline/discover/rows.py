@@ -13,7 +13,6 @@ from pipeline.artefacts import shown
 from pipeline.discover.draft import Draft
 from pipeline.discover.folder import Folder, top
 from pipeline.discover.matching import (
-    MASKED,
     Files,
     Match,
     column_share,
@@ -68,8 +67,11 @@ class Rows:
         return [] if self.sample_table is None else self.sample_table.iloc[:, 0].drop_duplicates().tolist()
 
 
-def find_rows(folder: Folder, draft: Draft) -> Rows:
-    """Settle the tables, the ids and the images of a folder; UserError where rows and images do not fit."""
+def find_rows(folder: Folder, draft: Draft, listed: str | None = None) -> Rows:
+    """Settle the tables, the ids and the images of a folder; UserError where rows and images do not fit.
+
+    listed: a folder each of whose images is a training row, where no table lists them.
+    """
     files = Files(folder.images)
     tables = folder.tables
     for key in ("data.train_csv", "data.test_csv", "data.sample"):
@@ -77,8 +79,13 @@ def find_rows(folder: Folder, draft: Draft) -> Rows:
     given = draft.given
     sample = given["data.sample"] if "data.sample" in given else find_sample(tables, files)
     sample_table = tables.get(sample)
-    train = given["data.train_csv"] if "data.train_csv" in given else find_train(folder, files, sample, draft)
-    if not train:
+    if listed is not None:
+        train = ""
+    else:
+        train = given["data.train_csv"] if "data.train_csv" in given else find_train(folder, files, sample, draft)
+    if listed is not None:
+        rows = _listed(folder, files, listed, draft)
+    elif not train:
         rows = _by_folder(folder, files, draft)
     else:
         table = tables[train]
@@ -219,16 +226,20 @@ def _by_folder(folder: Folder, files: Files, draft: Draft) -> Rows:
     inside = files.inside(place)
     target = next(iter(draft.given.get("data.target", [])), "label")
     id_ = draft.given.get("data.id", "id")
-    plain = [name for name in inside if hint(top(name), "train") > MASKED]
-    if len(plain) < len(inside):  # images and their masks, not classes
-        prefix = "" if place == "." else place + "/"
-        found = match([prefix + name for name in plain], files, "train")
-        table = pd.DataFrame({id_: [name[len(found.folder) :].lstrip("/") for name in found.files]}, dtype=str)
-        return Rows(folder, files, table, id_, "", matched=found, by_folder=True)
     table = pd.DataFrame({id_: inside, target: [name.partition("/")[0] for name in inside]}, dtype=str)
     prefix = "" if place == "." else place + "/"
     found = Match(place, [], [prefix + name for name in inside])
     return Rows(folder, files, table, id_, "", matched=found, by_folder=True)
+
+
+def _listed(folder: Folder, files: Files, place: str, draft: Draft) -> Rows:
+    """Each image of a folder is a row; one column, the path below it."""
+    inside, prefix = files.inside(place), "" if place in ("", ".") else place.rstrip("/") + "/"
+    if not inside:
+        raise UserError(f"{shown(folder.path / place)} holds no images beside masks; set data.train_images")
+    id_ = draft.given.get("data.id", "id")
+    found = Match(place, [], [prefix + name for name in inside])
+    return Rows(folder, files, pd.DataFrame({id_: inside}, dtype=str), id_, "", matched=found, by_folder=True)
 
 
 # --- into the draft -----------------------------------------------------------------------------------------------
@@ -237,7 +248,8 @@ def _by_folder(folder: Folder, files: Files, draft: Draft) -> Rows:
 def _settle(rows: Rows, draft: Draft) -> None:
     train, tests = len(rows.table), len(rows.tested.files)
     if rows.by_folder:
-        draft.set("data.train_csv", "", f"no table: each folder in {rows.matched.folder} is a class")
+        what = "folder in {} is a class" if rows.table.shape[1] > 1 else "image in {} is a row"
+        draft.set("data.train_csv", "", f"no table: each {what.format(rows.matched.folder)}")
     else:
         draft.set("data.train_csv", rows.train, f"{train} rows, and the columns {some(rows.table.columns, 8)}")
     if rows.test_table is not None:

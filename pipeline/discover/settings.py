@@ -7,6 +7,7 @@ from collections import Counter
 
 from pipeline import registry
 from pipeline.config import read_named
+from pipeline.discover import mask_settings
 from pipeline.discover.columns import column
 from pipeline.discover.draft import Draft
 from pipeline.discover.looks import Looks
@@ -18,6 +19,7 @@ SMALL = 64  # images up to this side stay at their own size, and train from rand
 USUAL = 224
 FOLDS = 5
 RARE = 0.01  # share of the rows in classes of fewer rows than folds for whose sake there are no fewer folds
+FROM_RANDOM, FROM_PRETRAINED = 1000, 2000  # steps that a small net needs to get anywhere
 STEPS = 20  # an epoch has at least so many where possible
 LEAST_BATCH, MOST_BATCH, LARGE_BATCH = 8, 64, 32
 
@@ -25,8 +27,12 @@ LEAST_BATCH, MOST_BATCH, LARGE_BATCH = 8, 64, 32
 def settle_training(rows: Rows, target: Target, looks: Looks, draft: Draft) -> None:
     """Folds, models, size, batch, epochs, rate and augmentation."""
     folds = _settle_folds(rows, target, draft)
-    small = _settle_size(looks, draft) <= SMALL
-    if small:
+    spatial = bool(facts(target.task).get("spatial"))
+    small = _settle_size(looks, draft) <= SMALL if not spatial else True
+    if spatial:
+        mask_settings.settle_sizes(looks, draft)
+        mask_settings.settle_models(draft)
+    elif small:
         draft.set("models", ["small_image", "resnet18"], "files of configs/model/; the quick recipe takes the first")
         draft.set("pretrained", False, "small images: from random weights, so nothing is downloaded")
     else:
@@ -34,14 +40,15 @@ def settle_training(rows: Rows, target: Target, looks: Looks, draft: Draft) -> N
         draft.set(
             "pretrained", True, "timm's weights, downloaded once; without a network pretrained=false, or weights=FILE"
         )
-    rows_learned = len(rows.table) * (1 - 1 / folds)
+    rows_learned = len(rows.table) * (1 - 1 / folds) * int(draft.value("tiles.repeat", 1))
     batch = batch_size(rows_learned, MOST_BATCH if draft.value("image_size") <= 128 else LARGE_BATCH)
     steps = max(1, int(rows_learned // draft.given.get("batch_size", batch)))
-    draft.set("batch_size", batch, f"{steps} steps an epoch of {rows_learned:.0f} rows")
-    epochs = _epochs(steps, small)
+    draft.set("batch_size", batch, f"{steps} steps an epoch of {rows_learned:.0f} {'images' if spatial else 'rows'}")
+    epochs = _epochs(steps, mask_settings.STEPS if spatial else FROM_RANDOM if small else FROM_PRETRAINED, small)
     draft.set("epochs", epochs, f"about {epochs * steps} steps in all")
     own = {name: read_named("model", name) for name in draft.value("models")}
     theirs = [name for name, layer in own.items() if "lr" in layer]
+    small = small and not spatial
     why = "for random weights" if small else "for pretrained weights"
     draft.set("lr", 1e-3 if small else 3e-4, why + (f"; {', '.join(theirs)} has its own" if theirs else ""))
     _settle_augment(target, small, draft)
@@ -60,8 +67,7 @@ def batch_size(rows: float, most: int) -> int:
     return int(min(most, max(LEAST_BATCH, fits)))
 
 
-def _epochs(steps: int, small: bool) -> int:
-    wanted = 1000 if small else 2000  # steps that a small net needs to get anywhere
+def _epochs(steps: int, wanted: int, small: bool) -> int:
     return min(30 if small else 20, max(10, math.ceil(wanted / steps / 5) * 5))
 
 
@@ -98,8 +104,8 @@ def _settle_folds(rows: Rows, target: Target, draft: Draft) -> int:
 
 
 def _class_counts(rows: Rows, target: Target) -> Counter[str]:
-    """Rows a class; empty for numbers."""
-    if facts(target.task)["form"] == "numbers":
+    """Rows a class; empty for numbers and masks."""
+    if facts(target.task)["form"] == "numbers" or not target.columns:
         return Counter()
     if len(target.columns) > 1:
         marks = {name: column(rows.table, name).numbers for name in target.columns}

@@ -7,6 +7,7 @@ from pipeline.discover.draft import Draft
 from pipeline.discover.rows import Rows
 from pipeline.discover.targets import Target
 from pipeline.errors import UserError, nearest, some
+from pipeline.tasks import facts
 
 OPEN_GROUP = "if images that share it are alike (one patient, one scene), data.group keeps them in one fold"
 
@@ -18,7 +19,8 @@ def settle_sides(rows: Rows, target: Target, draft: Draft) -> None:
     taken = {rows.id, *target.columns, *(draft.value("data.box") or [])}
     group = _settle_group(rows, taken, draft)
     _settle_folds_columns(rows, taken | {group}, draft)
-    _settle_features(rows, target, taken | {group}, draft)
+    if not facts(target.task).get("spatial"):  # level 2 of maps has no side features
+        _settle_features(rows, target, taken | {group}, draft)
 
 
 def _check_given(rows: Rows, draft: Draft, key: str) -> None:

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pipeline.discover.choosing import choose
 from pipeline.discover.columns import Column, column, words
 from pipeline.discover.draft import Draft
-from pipeline.discover.matching import MASKS
 from pipeline.discover.rows import Rows
 from pipeline.discover.values import AMOUNTS, FEW_VALUES, LABELS, of_column, of_columns, separator_of, tokens
 from pipeline.errors import UserError, some
 from pipeline.tasks import facts
 from pipeline.tasks import names as task_names
 
-CODED = {"rle", "encodedpixels", "polygon", "polygons", *MASKS}
 MATCHES = {"matches", "match", "neighbours", "neighbors", "retrieved"}
 OPEN_SET = {"new_whale", "new_individual", "new_class", "unknown_individual"}
 
@@ -82,34 +80,16 @@ def _form(task: str) -> str:
     return str(facts(task)["form"])
 
 
-# --- masks and matches: named, and left to their own tasks --------------------------------------------------------
+# --- matches: named, and left to a task of their own --------------------------------------------------------------
 
 
 def another_task(rows: Rows) -> Target | None:
-    """Segmentation or retrieval, where names or cells say so."""
-    asked = [*rows.answers, *map(str, rows.table.columns)]
-    coded = [name for name in asked if {*words(name), "".join(words(name))} & CODED and name != rows.id]
-    masks = mask_folder(rows)
-    if (coded and (coded[0] in rows.answers or not rows.answers)) or (masks and not rows.answers and rows.by_folder):
-        seen = f"column {coded[0]} holds masks" if coded else f"{masks} holds masks"
-        held = [name for name in coded if name in rows.table.columns][:1]
-        return _other(held, "segmentation", seen)
+    """Retrieval, where names or cells say so."""
     seen = _matches(rows)
-    if seen:
-        held = [
-            name for name in rows.table.columns if name in rows.answers or set(words(name)) & (LABELS | {"individual"})
-        ]
-        return _other([str(name) for name in held[:1]], "retrieval", seen)
-    return None
-
-
-def _other(columns: list[str], task: str, why: str) -> Target:
-    return Target(columns, task, why, later=task not in task_names())
-
-
-def mask_folder(rows: Rows) -> str:
-    """A folder of masks beside the images, or ""."""
-    return next((place for place in rows.files.folders("train") if set(words(place)) & MASKS), "")
+    if not seen:
+        return None
+    held = [name for name in rows.table.columns if name in rows.answers or set(words(name)) & (LABELS | {"individual"})]
+    return Target([str(name) for name in held[:1]], "retrieval", seen, later="retrieval" not in task_names())
 
 
 def _matches(rows: Rows) -> str:

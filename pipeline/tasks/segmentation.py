@@ -175,10 +175,12 @@ class Segmentation:
         if missing:
             raise UserError(f"no prediction for {len(missing)} ids of the sample: {some(missing)}; predict again")
         rows = [row for name in wanted for row in self._rows(name, answers.one(row_of[name]))]
-        return pd.DataFrame(rows, columns=[str(name) for name in sample.columns]).astype(str)
+        form = self.answer
+        of_class = [form.class_column] if form.rows == "class" and form.class_column else []
+        return pd.DataFrame(rows, columns=[form.id, *of_class, form.rle]).astype(str)[list(map(str, sample.columns))]
 
     def _rows(self, name: str, answer: np.ndarray) -> Iterator[tuple[str, ...]]:
-        """The rows of one image, in the columns of the sample."""
+        """The rows of one image: its id, its class where there is a column of it, the text."""
         form = self.answer
         if form.rows == "object":
             found = rle.encode_instances(
@@ -208,12 +210,10 @@ class Segmentation:
         return answer
 
     def allowed(self, sample: pd.DataFrame) -> dict[str, Cells]:
-        """Run-length texts in the last column; known classes in the column of classes."""
-        found: dict[str, Cells] = {
-            str(sample.columns[-1]): Runs(
-                self.answer.base, (*self.answer.empty, self.empty), self.answer.rows == "object"
-            )
-        }
+        """Run-length texts in their column; known classes in the column of classes."""
+        repeats = self.answer.rows == "object" or bool(self.answer.class_column)
+        runs = Runs(self.answer.base, (*self.answer.empty, self.empty), repeats)
+        found: dict[str, Cells] = {self.answer.rle: runs}
         if self.answer.class_column:
             found[self.answer.class_column] = Names(frozenset(self.answer.classes))
         return found
@@ -235,7 +235,7 @@ class Segmentation:
 class Runs:
     """Run-length texts: pairs of a start and a length, ascending, or what stands for nothing.
 
-    repeats: there is a row for each object, so that ids repeat.
+    repeats: there is a row for each object, or for each class with a column of it, so that ids repeat.
     """
 
     base: int = 1
