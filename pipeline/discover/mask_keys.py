@@ -28,6 +28,7 @@ PLAINER = 1.5  # times as many neighbours along rows as along columns: the texts
 PIECES = 1.1  # connected pieces a label of instances, at most
 COUNTS = 4  # different numbers of objects that instances show at least
 GROUND = "ground"
+BINARY, INDICES, COLOURS, LABELS = masks.KINDS
 KINDS = {"masks": "segmentation()", "class_masks": "segmentation(kind='class_masks')",
          "objects": "segmentation(kind='objects')"}  # fmt: skip
 
@@ -201,7 +202,7 @@ def _of_files(told: Told, rows: Rows, draft: Draft) -> tuple[str, str]:
     _ask_missing([one for one, spec in zip(ids, found, strict=True) if not spec], len(ids), told, draft)
     sample = [there[place] for place in range(0, len(there), max(1, -(-len(there) // READ_FILES)))]
     if len(patterns) > 1:
-        draft.set("mask.pixels", "binary", "one file a class")
+        draft.set("mask.pixels", BINARY, "one file a class")
         names = [_between(pattern, patterns) for pattern in patterns]
         draft.set("mask.classes", names, "of the files' names, in their order")
         _settle_answer(told, draft, names)
@@ -216,12 +217,12 @@ def _of_pixels(told: Told, rows: Rows, sample: Sequence[str], draft: Draft) -> t
     kind = str(draft.value("mask.pixels"))
     if form.on > 1:
         draft.set("mask.on", form.on, "black and white with greys between, as resizing or JPEG leaves them")
-    if form.void is not None and kind != "labels":
+    if form.void is not None and kind != LABELS:
         draft.set("mask.void", _code(form.void), "stands apart from the classes: it counts nowhere")
-    if kind == "labels":
+    if kind == LABELS:
         draft.set("mask.rows", "object", "each label of a file is an object")
         return "objects", f"files in {told.place} number objects"
-    if kind == "binary":
+    if kind == BINARY:
         _settle_answer(told, draft, [])
         return "masks", f"files in {told.place} are black but for the mask"
     names, table = _class_names(told, rows, form)
@@ -277,17 +278,17 @@ def _between(pattern: str, patterns: Sequence[str]) -> str:
 
 def _pixel_form(rows: Rows, sample: Sequence[str], draft: Draft) -> tuple[PixelForm, str]:
     """What pixels mean, and the values that were seen, in words."""
-    if draft.given.get("mask.pixels") in ("binary", "labels"):
+    if draft.given.get("mask.pixels") in (BINARY, LABELS):
         return PixelForm(draft.given["mask.pixels"]), "not asked"
     try:
         form = masks.form_of(_raws(rows, sample))
     except UserError:
         if not _are_objects(_raws(rows, sample)):
             raise
-        return PixelForm("labels"), "each value is one piece, and there are many"
-    if form.kind in ("indices", "colours") and _are_objects(_raws(rows, sample)):
-        return PixelForm("labels"), "each value is one piece, and images have different numbers of them"
-    if form.kind == "binary":
+        return PixelForm(LABELS), "each value is one piece, and there are many"
+    if form.kind in (INDICES, COLOURS) and _are_objects(_raws(rows, sample)):
+        return PixelForm(LABELS), "each value is one piece, and images have different numbers of them"
+    if form.kind == BINARY:
         return form, "black, and one value more"
     listed = some([_code(one) for one in form.table], 8) if form.table else f"0 to {form.classes - 1}"
     return form, f"{form.classes} values, {listed}"
@@ -328,7 +329,7 @@ def _class_names(told: Told, rows: Rows, form: PixelForm) -> tuple[list[str], li
     table = list(form.table)
     for frame in rows.folder.tables.values():
         columns = {str(name).strip().lower(): name for name in frame.columns}
-        if form.kind == "colours" and {"r", "g", "b"} <= columns.keys() and len(columns) == 4:
+        if form.kind == COLOURS and {"r", "g", "b"} <= columns.keys() and len(columns) == 4:
             name = next(columns[key] for key in columns if key not in "rgb")
             colours = [tuple(map(int, cells)) for cells in frame[[columns[key] for key in "rgb"]].to_numpy()]
             seen = {(one,) * 3 if isinstance(one, int) else tuple(one) for one in table}

@@ -89,7 +89,11 @@ def another_task(rows: Rows) -> Target | None:
     if not seen:
         return None
     held = [name for name in rows.table.columns if name in rows.answers or set(words(name)) & (LABELS | {"individual"})]
-    return Target([str(name) for name in held[:1]], "retrieval", seen, later="retrieval" not in task_names())
+    return _other([str(name) for name in held[:1]], "retrieval", seen)
+
+
+def _other(columns: list[str], task: str, why: str) -> Target:
+    return Target(columns, task, why, later=task not in task_names())
 
 
 def _matches(rows: Rows) -> str:
