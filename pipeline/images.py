@@ -280,7 +280,8 @@ def _colours(image: np.ndarray, channels: int, blue_first: bool) -> np.ndarray:
     elif count == 1 and channels == 3:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     elif blue_first and count in (3, 4):
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if count == 3 else cv2.COLOR_BGRA2RGBA)
+        own = image if image.flags.owndata and image.flags.writeable else None  # in place: it may be a gigabyte
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if count == 3 else cv2.COLOR_BGRA2RGBA, dst=own)
     return np.ascontiguousarray(image).reshape(*image.shape[:2], channels)
 
 

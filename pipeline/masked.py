@@ -158,13 +158,12 @@ def own_size(config: Config, competition: Competition, files_: Sequence[str], la
             found = step(found, config.image_size)
         return scaled(found, factor)
 
-    sizes = sizes_of(config, competition, files_)
-    expected = int((sizes.prod(axis=1) * factor**2 * data.channels).sum())
+    sizes = (sizes_of(config, competition, files_).prod(axis=1) * factor**2 * data.channels).astype(np.int64)
     key = artefacts.fingerprint(
         "own size", list(files_), files.listing(competition.folder, files_), data.reader, data.channels, factor,
         data.megapixels, steps, config.image_size if steps else 0,
     )  # fmt: skip
-    return ragged.build(cache(f"images-{key}"), len(files_), make, label, data.cache_gb, expected)
+    return ragged.build(cache(f"images-{key}"), make, sizes, label, data.cache_gb)
 
 
 def planes_of(config: Config, competition: Competition, task: Task) -> Any:
@@ -179,13 +178,13 @@ def planes_of(config: Config, competition: Competition, task: Task) -> Any:
         return scaled_planes(planes, factor) if tiles else square_planes(planes, size, data.resize)
 
     if tiles:
-        sizes = sizes_of(config, competition, competition.train["file"].tolist())
-        expected = int((sizes.prod(axis=1) * factor**2).sum()) * task.outputs
+        own = sizes_of(config, competition, competition.train["file"].tolist()).prod(axis=1)
+        sizes = (own * factor**2 * task.outputs).astype(np.int64)
     else:
-        expected = len(truth) * size * size * task.outputs
+        sizes = np.full(len(truth), size * size * task.outputs, dtype=np.int64)
     key = artefacts.fingerprint("planes", competition.fingerprint, config.task, data.resize, factor if tiles else size)
     label = f"{competition.name} masks"
-    return ragged.build(cache(f"planes-{key}"), len(truth), make, label, data.cache_gb, expected)
+    return ragged.build(cache(f"planes-{key}"), make, sizes, label, data.cache_gb)
 
 
 def cache(name: str) -> Path:

@@ -21,7 +21,8 @@ from pipeline.console import progress, say
 from pipeline.hardware import physical_cores
 from pipeline.maps import Ragged
 
-AHEAD = 8  # arrays that a build makes ahead of the one that is written, for each thread
+AHEAD = 8  # arrays that a build makes ahead of the one that is written, for each thread …
+AHEAD_BYTES = 2**28  # … as long as they are no larger together
 FREE_BYTES = 2**30  # disk space that a cache leaves for checkpoints and predictions
 
 
@@ -66,12 +67,13 @@ def writer(path: Path) -> Iterator[Writer]:
 
 
 def build(
-    place: Path, count: int, make: Callable[[int], np.ndarray], label: str, limit_gb: float, expected: int
+    place: Path, make: Callable[[int], np.ndarray], sizes: np.ndarray, label: str, limit_gb: float
 ) -> Ragged | Made:
     """The arrays that make(row) gives, kept in the folder place; made at each call where the disk has no room.
 
-    make: from several threads at once. expected: bytes of all of them. A killed build begins again.
+    make: from several threads at once. sizes: (N,) int64, the bytes of each. A killed build begins again.
     """
+    count, expected = len(sizes), int(sizes.sum())
     known = _finished(place)
     if known is not None:
         return known
@@ -82,7 +84,7 @@ def build(
         if known is None:
             say(f"{label}: {count:,} into {shown(place)} ({expected / 1e6:.1f} MB)")
             with writer(place / "pixels.bin") as out, progress(label, count) as advance:
-                for array in _in_order(count, make):
+                for array in _in_order(make, sizes):
                     out.add(array)
                     advance(1)
             with atomic(place / "shapes.npy") as handle:
@@ -104,15 +106,20 @@ def _has_room(place: Path, needed: int) -> bool:
     return needed + FREE_BYTES <= shutil.disk_usage(existing).free
 
 
-def _in_order(count: int, make: Callable[[int], np.ndarray]) -> Iterator[np.ndarray]:
-    """make(0), make(1), …, a few of them ahead on all cores."""
-    threads = max(1, min(physical_cores(), os.cpu_count() or 1))
+def _in_order(make: Callable[[int], np.ndarray], sizes: np.ndarray) -> Iterator[np.ndarray]:
+    """make(0), make(1), …, a few of them ahead on all cores, as long as they are small together."""
+    largest = int(sizes.max(initial=1))
+    threads = max(1, min(physical_cores(), os.cpu_count() or 1, AHEAD_BYTES // largest))
+    ahead = min(AHEAD * threads, AHEAD_BYTES // largest)
+    if not ahead:
+        yield from map(make, range(len(sizes)))
+        return
     with ThreadPoolExecutor(threads) as pool:
         waiting: list[Future[np.ndarray]] = []
         try:
-            for row in range(count):
+            for row in range(len(sizes)):
                 waiting.append(pool.submit(make, row))
-                if len(waiting) > AHEAD * threads:
+                if len(waiting) > ahead:
                     yield waiting.pop(0).result()
             while waiting:
                 yield waiting.pop(0).result()

@@ -105,6 +105,20 @@ def test_the_loop_and_inference_import_no_task(name):
     assert not {other for other in imported(modules()[name], set(modules())) if other.startswith("tasks")}
 
 
+@pytest.mark.parametrize("name", ["engine", "infer"])
+def test_the_loop_and_inference_ask_for_no_rank(name):
+    ranks = {"ndim", "dim", "shape"}
+    for node in ast.walk(ast.parse(modules()[name].read_text(encoding="utf-8"))):
+        sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        counted = [side for side in sides if isinstance(side, ast.Call) and ast.unparse(side.func) == "len"]
+        named = {leaf.attr for part in counted for leaf in ast.walk(part) if isinstance(leaf, ast.Attribute)}
+        named |= {side.attr for side in sides if isinstance(side, ast.Attribute)} & {"ndim"}
+        named |= {
+            side.func.attr for side in sides if isinstance(side, ast.Call) and isinstance(side.func, ast.Attribute)
+        }
+        assert not named & ranks, f"line {node.lineno}: {ast.unparse(node)}"
+
+
 @pytest.mark.parametrize("name", [name for name in modules() if not name.startswith("tasks")])
 def test_nothing_outside_tasks_asks_which_task_it_is(name):
     asking = []
