@@ -2,24 +2,27 @@
 
 The weights of a blend are found on drawn pixels of the OOF maps of all folds but one, by greedy selection (Caruana et
 al. 2004), and score that one's images. Then ``pipeline/cutting.py`` chooses the cut's numbers in the same way. Single
-runs, their plain mean and the greedy blend compete: the simplest within one paired standard error of the best is taken.
+runs, their plain mean, the greedy blend and a small net (``pipeline/convolution.py``) compete: the simplest within one
+paired standard error of the best is taken.
 
 A second-order leak stays: the OOF maps of other folds come from members that trained on the held-out fold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from pipeline import cutting, evaluate, nested
+from pipeline import cutting, evaluate
+from pipeline.errors import UserError
 from pipeline.evaluate import Metric, Score
 from pipeline.forms import VOID
 from pipeline.maps import Maps, Mean
 
+WAYS = ("single", "mean", "greedy", "convolution")  # the simplest first
 PIXELS = 400_000  # that the weights are found on, of all images together
 ROUNDS = 20  # of the greedy selection; a weight is a multiple of one over this
 SMALLEST = 1e-4
@@ -38,16 +41,21 @@ class Weighted(Maps):
         return Mean(self.members, self.weights[row]).one(row)
 
 
+Fitted = Callable[[Sequence[Maps]], Maps]
+
+
 @dataclass(frozen=True)
 class Blend:
-    """One way to blend. call: its name. weights: (M,), found on all rows; nested: (N, M), each row's without its fold.
+    """One way to make one map of several runs'. call: its name. nested: the OOF maps, each row's without its fold.
 
-    score: nested; gain, gain_se: paired, over the best single run. order: the simplest first.
+    fitted: on all rows, for maps of other images. weights: (M,) where it has such. score: nested; gain, gain_se:
+    paired, over the best single run. added: what each image adds to the score.
     """
 
     call: str
-    weights: np.ndarray
-    nested: np.ndarray
+    nested: Maps
+    fitted: Fitted
+    weights: np.ndarray | None
     score: Score
     gain: float
     gain_se: float
@@ -65,70 +73,105 @@ class Level2:
     cut: cutting.Choice
 
 
-def build(
-    names: list[str], members: Sequence[Maps], truth: Any, task: Any, metric: Metric, folds: np.ndarray, seed: int
-) -> Level2:
-    """names, members: the runs and their OOF maps, N images each. truth: of the same images. folds: (N,) int64."""
-    parts = nested.parts(folds, seed)
-    pixels = draw(members, truth, task, seed) if len(members) > 1 else None
-    ways = list(candidates(names, pixels, parts, members, metric, truth))
-    plain = max(ways[: len(names)], key=lambda way: metric.sign * way.score.value)
-    ways = [_against(way, plain, metric) for way in ways]
-    chosen, reason = choose(ways, metric)
-    blended = Weighted(members, chosen.nested)
+@dataclass(frozen=True)
+class Oof:
+    """What level 2 learns from: names and OOF maps of the runs, truth of the same N images, and their (N,) parts."""
+
+    names: list[str]
+    members: Sequence[Maps]
+    truth: Any
+    task: Any
+    metric: Metric
+    parts: np.ndarray
+    seed: int
+
+
+def check(methods: Sequence[str]) -> None:
+    """Raise UserError unless these are ways to blend, or all."""
+    wrong = [name for name in methods if name not in ("all", *WAYS)]
+    if wrong:
+        raise UserError(f"stack.methods={wrong[0]}, but maps are blended by {', '.join(WAYS)}, or all")
+
+
+def build(oof: Oof, folds: np.ndarray, methods: Sequence[str]) -> Level2:
+    """The best blend and cut. folds: (N,) int64. methods: of ``WAYS``, or all."""
+    wanted = WAYS if "all" in methods else tuple(methods)
+    ways = list(candidates(oof, wanted))
+    singles = [way for way in ways if way.call in oof.names]
+    plain = max(singles or ways, key=lambda way: oof.metric.sign * way.score.value)
+    ways = [_against(way, plain, oof.metric) for way in ways]
+    chosen, reason = choose(ways, oof)
 
     def image(row: int) -> tuple[np.ndarray, np.ndarray]:
-        return blended.one(row), truth.one(row)
+        return chosen.nested.one(row), oof.truth.one(row)
 
-    cut = cutting.choose(image, folds, metric.name, task.cut, len(task.columns), seed=seed)
-    return Level2(names, ways, chosen, reason, cut)
+    cut = cutting.choose(image, folds, oof.metric.name, oof.task.cut, len(oof.task.columns), seed=oof.seed)
+    return Level2(oof.names, ways, chosen, reason, cut)
 
 
-def candidates(
-    names: list[str], pixels: tuple[np.ndarray, ...] | None, parts: np.ndarray, members: Sequence[Maps],
-    metric: Metric, truth: Any,
-) -> Any:  # fmt: skip
-    """Single runs, their mean, and the greedy blend, each with its nested score."""
-    count = len(names)
-    for place, name in enumerate(names):
-        yield _scored(name, np.eye(count)[place], None, parts, members, metric, truth)
-    if pixels is None:
+def candidates(oof: Oof, wanted: Sequence[str]) -> Iterator[Blend]:
+    """The ways that are wanted, the simplest first, each with its nested score; one run alone has nothing to blend."""
+    count, alone = len(oof.names), len(oof.names) == 1
+    for place, name in enumerate(oof.names if "single" in wanted or alone else []):
+        yield _weighted(oof, name, np.eye(count)[place])
+    if alone:
         return
-    yield _scored("mean", np.full(count, 1 / count), None, parts, members, metric, truth)
-    values, target, image = pixels
-    own = {part: greedy(values[parts[image] != part], target[parts[image] != part]) for part in np.unique(parts)}
-    weights = greedy(values, target)
-    yield _scored("greedy", weights, np.stack([own[part] for part in parts]), parts, members, metric, truth)
+    if "mean" in wanted:
+        yield _weighted(oof, "mean", np.full(count, 1 / count))
+    if "greedy" in wanted:
+        values, target, image = draw(oof.members, oof.truth, oof.task, oof.seed)
+        own = {k: greedy(values[oof.parts[image] != k], target[oof.parts[image] != k]) for k in np.unique(oof.parts)}
+        yield _weighted(oof, "greedy", greedy(values, target), np.stack([own[part] for part in oof.parts]))
+    if "convolution" in wanted:
+        yield _convolution(oof)
 
 
-def _scored(
-    call: str, weights: np.ndarray, each: np.ndarray | None, parts: np.ndarray, members: Sequence[Maps],
-    metric: Metric, truth: Any,
-) -> Blend:  # fmt: skip
-    each = np.tile(weights, (len(parts), 1)) if each is None else each
-    seen, added = metric.seen(truth, Weighted(members, each))
-    scores = [metric.of(seen[parts == part], added[parts == part]) for part in np.unique(parts)]
+def _weighted(oof: Oof, call: str, weights: np.ndarray, each: np.ndarray | None = None) -> Blend:
+    nested_maps = Weighted(oof.members, np.tile(weights, (len(oof.parts), 1)) if each is None else each)
+    return _scored(oof, call, nested_maps, lambda maps: Mean(maps, weights), weights)
+
+
+def _convolution(oof: Oof) -> Blend:
+    from pipeline import convolution
+
+    known, which = np.unique(oof.parts, return_inverse=True)
+    learned = [np.flatnonzero(oof.parts != part) for part in known]
+    nets = [convolution.fit(oof.members, oof.truth, oof.task, rows, oof.seed) for rows in learned]
+    whole = convolution.fit(oof.members, oof.truth, oof.task, np.arange(len(oof.parts)), oof.seed)
+    simplex = oof.task.learns.simplex
+
+    def fitted(maps: Sequence[Maps]) -> Maps:
+        return convolution.Convolved(maps, [whole], np.zeros(len(maps[0]), dtype=np.int64), simplex)
+
+    return _scored(oof, "convolution", convolution.Convolved(oof.members, nets, which, simplex), fitted, None)
+
+
+def _scored(oof: Oof, call: str, maps: Maps, fitted: Fitted, weights: np.ndarray | None) -> Blend:
+    metric = oof.metric
+    seen, added = metric.seen(oof.truth, maps)
+    scores = [metric.of(seen[oof.parts == part], added[oof.parts == part]) for part in np.unique(oof.parts)]
     se = float(np.std(scores, ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else float("nan")
-    return Blend(call, weights, each, Score(metric.of(seen, added), se, "nested", scores), 0.0, 0.0, added)
+    score = Score(metric.of(seen, added), se, "nested", scores)
+    return Blend(call, maps, fitted, weights, score, 0.0, 0.0, added)
 
 
 def _against(way: Blend, plain: Blend, metric: Metric) -> Blend:
     gain, error = evaluate.paired(metric, plain.added, way.added)
-    return Blend(way.call, way.weights, way.nested, way.score, gain, error, way.added)
+    return replace(way, gain=gain, gain_se=error)
 
 
-def choose(ways: list[Blend], metric: Metric) -> tuple[Blend, str]:
-    """The simplest within one paired standard error of the best: a single run before the mean before the greedy one."""
+def choose(ways: list[Blend], oof: Oof) -> tuple[Blend, str]:
+    """The simplest within one paired standard error of the best; the best single run is the simplest."""
+    metric = oof.metric
     best = max(ways, key=lambda way: metric.sign * way.score.value)
-    singles = [way for way in ways if way.call not in ("mean", "greedy")]
-    simplest = max(singles, key=lambda way: metric.sign * way.score.value)
-    for way in [simplest, *(way for way in ways if way.call in ("mean", "greedy"))]:
+    singles = sorted((w for w in ways if w.call in oof.names), key=lambda way: -metric.sign * way.score.value)[:1]
+    for way in [*singles, *(way for way in ways if way.call not in oof.names)]:
         gain, error = evaluate.paired(metric, way.added, best.added)
-        if way is best:
-            return way, "the best nested score" if len(ways) > 1 else "the only one"
-        if gain <= error:
+        if way is not best and gain <= error:
             return way, f"the simplest within one paired standard error of {best.call}"
-    return best, "the best nested score"
+        if way is best:
+            break
+    return best, "the best nested score" if len(ways) > 1 else "the only one"
 
 
 # --- the weights of a blend ---------------------------------------------------------------------------------------

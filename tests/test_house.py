@@ -20,7 +20,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["errors", "console", "environment", "torchvision_fix", "forms", "rle"],
     ["registry", "archives", "patterns", "pictures", "windows"],
     ["stacking", "policies", "surgery", "segmenters", "maps", "sheets"],
-    ["fitting", "linear"],
+    ["fitting", "linear", "convolution"],
     ["backbone_names", "symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
     ["recommended"],
     ["config", "nested"],
@@ -45,7 +45,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["__main__"],
 ]
 SIDEWAYS = ("stages", "parts", "tasks", "doctor", "discover")  # within these, one module may use another
-HEAVY = ("surgery", "segmenters")  # changes torch modules; the parts that use it import it when they are called
+HEAVY = ("surgery", "segmenters", "convolution")  # made of torch; what uses them imports them when it is called
 LIGHT = [floor for names in FLOORS[:15] for floor in names if not floor.endswith("*") and floor not in HEAVY]
 LIGHT += ["runs", "stages", "tuned"]
 TASK_NAMES = {*tasks.names(), "segmentation", "retrieval"}

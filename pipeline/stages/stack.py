@@ -29,7 +29,6 @@ from pipeline.errors import UserError
 from pipeline.features import Features
 from pipeline.folds import read_folds
 from pipeline.forms import FORMS
-from pipeline.maps import Mean
 from pipeline.nested import Candidate, Table
 from pipeline.runs import Run
 from pipeline.stages import submit
@@ -43,10 +42,11 @@ def run(config: Config) -> list[Outcome]:
     """Fit, score and choose a level 2; writes ``runs/<competition>/level2/<stack.name>/`` and its submission."""
     started = time.perf_counter()
     name = artefacts.safe_name(config.stack.name, "stack.name")
+    if tasks.facts(config.task).get("spatial"):
+        blending.check(config.stack.methods)
+        return map_stack(config, name, started)
     methods(config, 0)  # wrong names fail before any data is read
     nested.check_decisions(config.stack.decisions)
-    if tasks.facts(config.task).get("spatial"):
-        return map_stack(config, name, started)
     competition = load(config)
     folds, task = read_folds(config, competition), task_for(config, competition)
     members = find_members(config, int(folds.max()) + 1)
@@ -383,7 +383,7 @@ def map_stack(config: Config, name: str, started: float) -> list[Outcome]:
     members = find_members(config, int(folds.max()) + 1)
     folder = artefacts.runs_folder(config) / FOLDER / name
     print_ = artefacts.fingerprint(
-        fingerprint(config, competition.fingerprint, folds, members, [], None), config.cut, "maps"
+        fingerprint(config, competition.fingerprint, folds, members, config.stack.methods, None), config.cut, "maps"
     )
     outputs = [folder / file for file in ("level2.json", "nested.npz", "test.npz")]
     if known := artefacts.finished(folder / "stack.json", print_, *outputs):
@@ -392,10 +392,12 @@ def map_stack(config: Config, name: str, started: float) -> list[Outcome]:
     metric, first = evaluate.metric(config.metric, task), members[0]
     oof = [member.oof().values for member in members]
     names = [member.name for member in members]
-    made = blending.build(names, oof, first.truth(task), task, metric, first.scored_folds, config.folds.seed)
+    parts, seed = nested.parts(first.scored_folds, config.folds.seed), config.folds.seed
+    learned = blending.Oof(names, oof, first.truth(task), task, metric, parts, seed)
+    made = blending.build(learned, first.scored_folds, config.stack.methods)
     show_maps(made, metric, first)
     (folder / "stack.json").unlink(missing_ok=True)  # never beside outputs that it does not describe
-    write_maps(folder, made, members, oof, task, config)
+    write_maps(folder, made, members, task, config)
     score, note = str(made.cut.score), f"{made.chosen.call} + {made.cut.call} over {', '.join(names)}"
     found = {"method": made.chosen.call, "decision": made.cut.call, "gain": made.cut.gain}
     found |= {"nested": made.cut.score.value, "nested_se": made.cut.score.se}
@@ -405,26 +407,23 @@ def map_stack(config: Config, name: str, started: float) -> list[Outcome]:
     return [Outcome("stack", name, nested=score, note=note, seconds=seconds, facts=found)]
 
 
-def write_maps(
-    folder: Path, made: blending.Level2, members: list[Run], oof: list[Any], task: Task, config: Config
-) -> None:
+def write_maps(folder: Path, made: blending.Level2, members: list[Run], task: Task, config: Config) -> None:
     """Nested and test maps as they are submitted, and ``level2.json``; the folds' test maps are averaged, then cut."""
     made_by = {"level2": made.chosen.call, "members": made.members, "commit": artefacts.commit()}
     competition, first = members[0].competition, members[0]
     ids = competition.train["id"].to_numpy()[first.scored]
-    nested_maps = blending.Weighted(oof, made.chosen.nested)
-    nested_maps.cut = made.cut.call
-    Predictions(ids, nested_maps, task.space, made_by).save(folder / "nested.npz")
-    used = [(member, weight) for member, weight in zip(members, made.chosen.weights, strict=True) if weight]
-    each = [Predictions.mean(member.tests()).values for member, _ in used]
-    answer = Mean(each, [weight for _, weight in used], made.cut.call)
+    weights = made.chosen.weights
+    made.chosen.nested.cut = made.cut.call
+    Predictions(ids, made.chosen.nested, task.space, made_by).save(folder / "nested.npz")
+    answer = made.chosen.fitted([Predictions.mean(member.tests()).values for member in members])
+    answer.cut = made.cut.call
     Predictions(competition.test["id"].to_numpy(), answer, task.space, made_by).save(folder / "test.npz")
     score = made.cut.score
     described = {
         "method": made.chosen.call, "reason": made.reason, "decision": made.cut.call, "parameters": made.cut.facts(),
         "score": {"score": score.value, "se": score.se, "folds": score.folds}, "metric": config.metric,
         "members": made.members, "columns": list(task.columns),
-        "weights": dict(zip(made.members, made.chosen.weights.tolist(), strict=True)),
+        "weights": None if weights is None else dict(zip(made.members, weights.tolist(), strict=True)),
         "nested": [{"method": way.call, "score": way.score.value, "gain": way.gain} for way in made.candidates],
         "leak": "second order: level 2 is fitted on OOF predictions",
     }  # fmt: skip
