@@ -149,6 +149,8 @@ def check_overfit(bench: Bench, loader: Loader) -> Check:
     bench.start()
     batch, steps, right = first(loader), 0, 0.0
     enough = 0.99 if bench.task.learns.bounded else 0.95  # numbers come close, and never quite
+    if bench.task.learns.spatial:
+        enough = 0.9  # the last pixels of borders take long
     while steps < OVERFIT_STEPS and right < enough:
         bench.step(batch)
         steps += 1

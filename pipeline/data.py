@@ -32,7 +32,7 @@ class Table:
 
     rows: (N,) int64, places in the joined images (train, then test). targets: (N,) int64 or (N, C) float32, as the
     task makes them. weights: (N,) float32. soft: (N, C) float32 soft labels of a teacher, or None; share: (N,) float32,
-    the part of the loss that is distilled from them.
+    the part of the loss that is distilled from them. Where images come with planes, targets and soft are rows too.
     """
 
     rows: np.ndarray
@@ -61,8 +61,8 @@ class Table:
 class Batch:
     """A batch on the device: images (B, C, H, W) uint8 in channels_last; the rest as in ``Table``.
 
-    With augment=several() images are (V·B, C, H, W), one view of all rows after the other. targets may be planes
-    (B, P, H, W) uint8, see ``forms.levels``.
+    With augment=several() images are (V·B, C, H, W), one view of all rows after the other. targets and soft may be
+    planes (B, P, H, W) uint8, see ``forms.levels``.
     size: side in pixels at which the network is to see it; 0: as it is.
     """
 
@@ -104,7 +104,10 @@ class Joined:
 
 
 class Source(Protocol):
-    """What a loader takes images from, and planes where the targets are such: ``Joined``, or those of ``masked``."""
+    """What a loader takes images from, and planes where the targets are such: ``Joined``, or those of ``masked``.
+
+    Where the table has soft labels, there are twice as many planes: the teacher's lie behind the targets.
+    """
 
     def samples(self, rows: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """(n,) rows, (n,) seeds of what is drawn → (n, H, W, C) uint8 and (n, H, W, P) uint8 or None, fresh arrays."""
@@ -179,10 +182,12 @@ class Loader:
             for view, copy in enumerate(more, 1):
                 change(copy, None, seeds + (view << 32))
             images = np.concatenate([images, *more])
-        targets, *others = (None if p is None else torch.from_numpy(p) for p in part._parts()[1:])
+        targets, weights, soft, share = (None if p is None else torch.from_numpy(p) for p in part._parts()[1:])
         if planes is not None:
             targets = channels_first(planes)
-        return Batch(channels_first(images), targets, *others)  # type: ignore[arg-type]
+        if planes is not None and soft is not None:  # the teacher's lie behind those of the truth
+            targets, soft = targets.chunk(2, dim=1)
+        return Batch(channels_first(images), targets, weights, soft, share)  # type: ignore[arg-type]
 
 
 class _Augmenter:

@@ -111,7 +111,8 @@ def direction(call: str) -> int:
 def metric(call: str, task: Task) -> Metric:
     """The metric of a call-string such as ``log_loss()`` for a task; UserError where the two do not go together."""
     facts, name, greater = registry.facts("metrics", call), str(registry.parse(call)), direction(call) > 0
-    numbers = task.form.simplex and "classes" not in facts.get("takes", ("classes",))
+    classes = task.form.simplex and not task.form.spatial
+    numbers = classes and "classes" not in facts.get("takes", ("classes",))
     if numbers and task.grades is None:
         raise UserError(
             f"metric={call} compares numbers, but the classes are names: {some(task.columns)}; choose another metric, "

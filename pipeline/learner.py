@@ -31,7 +31,7 @@ class Learner(nn.Module):
         facts = registry.facts("losses", config.loss)
         self.register_buffer("memory", torch.zeros(()) if facts.get("memory") else None)
         self.counted, self.compares = bool(facts.get("counts")), bool(facts.get("views"))
-        self.distil = DISTILLATIONS.get(learns.name)  # planes are mixed with the teacher's before they are learned
+        self.distil = DISTILLATIONS[learns.name]
         self.loss = registry.build("losses", config.loss)
         self.mix = registry.build("mixes", config.mix) if mixes(config) else None
         self.auxiliary = None
@@ -70,8 +70,8 @@ class Learner(nn.Module):
         rows = torch.stack([self.loss(one, targets, *more) for one in given]).mean(dim=0)
         if batch.soft is None or batch.share is None:
             return rows
-        assert self.distil is not None
-        taught = torch.stack([self.distil(one, batch.soft, temperature=self.temperature) for one in views]).mean(dim=0)
+        soft = _probabilities(batch.soft)
+        taught = torch.stack([self.distil(one, soft, temperature=self.temperature) for one in views]).mean(dim=0)
         return (1 - batch.share) * rows + batch.share * taught
 
     def _mixed(self, images: torch.Tensor, batch: Batch, generator: np.random.Generator) -> tuple[torch.Tensor, Batch]:
@@ -93,7 +93,9 @@ def at_size(images: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Batch]:
         return images, batch
     images = functional.interpolate(images, size=side, mode="bilinear", antialias=True)
     if batch.targets.ndim == images.ndim:
-        batch = replace(batch, targets=functional.interpolate(batch.targets, size=side, mode="nearest-exact"))
+        planes = {"targets": batch.targets, **({} if batch.soft is None else {"soft": batch.soft})}
+        sized = {name: functional.interpolate(one, size=side, mode="nearest-exact") for name, one in planes.items()}
+        batch = replace(batch, **sized)  # type: ignore[arg-type]
     return images.contiguous(memory_format=torch.channels_last), batch
 
 

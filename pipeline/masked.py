@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pipeline import artefacts, files, images, ragged, registry, stores, windows
+from pipeline.artefacts import Predictions, save_maps, shown
 from pipeline.competition import Competition
 from pipeline.config import Config, root
-from pipeline.errors import UserError
-from pipeline.forms import VOID
+from pipeline.errors import UserError, some
+from pipeline.forms import VOID, levels
 from pipeline.images import BrokenImage, opencv
-from pipeline.maps import Geometry
+from pipeline.maps import SUFFIX, Geometry
 from pipeline.masks import HeaderSizes
 
 if TYPE_CHECKING:
     from pipeline.tasks import Task
 
 TILES = "tiles"
+PLANES = "planes"  # what a file holds that has no predictions but what is to be learned
 PLACE = 1_000_003  # keeps the draws of a square's place apart from those of its augmentation
 
 
@@ -92,6 +94,48 @@ def _with_void(planes: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return np.pad(planes, [(0, more[0]), (0, more[1]), (0, 0)], constant_values=VOID) if any(more) else planes
 
 
+class Given:
+    """Planes that a file has of some rows; there are no others. places: (N,) int64, where a row's planes lie, or −1."""
+
+    def __init__(self, planes: Planes, places: np.ndarray) -> None:
+        self.planes, self.places = planes, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """(H, W, P) uint8; IndexError where the file has none."""
+        place = int(self.places[row])
+        if place < 0:
+            raise IndexError(row)
+        return self.planes[place]
+
+
+class Taught:
+    """Planes of rows with a teacher's behind them: (H, W, 2P); what one of both has not is void.
+
+    own, teacher: planes of N rows, or of some.
+    """
+
+    def __init__(self, own: Planes | None, teacher: Given) -> None:
+        self.own, self.teacher = own, teacher
+
+    def __len__(self) -> int:
+        return len(self.teacher)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """(H, W, 2P) uint8."""
+        own = None if self.own is None else self.own[row]
+        said = self.teacher[row] if self.teacher.places[row] >= 0 else None
+        known = said if own is None else own
+        assert known is not None
+        nothing = np.full_like(known, VOID)
+        found = np.concatenate([nothing if own is None else own, nothing if said is None else said], axis=2)
+        if own is not None:
+            found[(own == VOID).any(axis=2)] = VOID  # what counts nowhere is not learned from a teacher either
+        return found
+
+
 def _place(stores: Sequence[Planes], row: int) -> tuple[int, int]:
     """A row of all stores together → which store, and its row there."""
     for which, store in enumerate(stores):
@@ -122,14 +166,20 @@ class Source:
         return own_size(self.config, self.competition, self.files, self.label, scale)
 
 
-def learned_from(config: Config, competition: Competition, task: Task) -> Whole | Squares:
-    """The training images with their planes, as members learn from them."""
-    train = Source(config, competition, competition.train["file"].tolist(), "train images")
-    planes = [planes_of(config, competition, task)]
+def learned_from(
+    config: Config, competition: Competition, task: Task, planes: Sequence[Planes] = ()
+) -> Whole | Squares:
+    """The training images with their planes, as members learn from them.
+
+    planes: of the training images, if not the truth's alone, and then of the test images.
+    """
+    planes = planes or [planes_of(config, competition, task)]
+    tables = zip((competition.train, competition.test), ("train images", "test images"), planes, strict=False)
+    sources = [Source(config, competition, table["file"].tolist(), what) for table, what, _ in tables]
     if config.data.resize != TILES:
-        return Whole([train.square(config.image_size)], planes)
-    skip = int(task.learns.simplex)  # the ground
-    return Squares([train.own_size()], planes, config.image_size, config.tiles.foreground, skip)
+        return Whole([source.square(config.image_size) for source in sources], planes)
+    skip, stores_ = int(task.learns.simplex), [source.own_size() for source in sources]  # the ground is skipped
+    return Squares(stores_, planes, config.image_size, config.tiles.foreground, skip)
 
 
 # --- what is kept in the cache ------------------------------------------------------------------------------------
@@ -167,24 +217,80 @@ def own_size(config: Config, competition: Competition, files_: Sequence[str], la
 
 
 def planes_of(config: Config, competition: Competition, task: Task) -> Any:
-    """(H, W, P) planes of each training row: of image_size, or at tiles.scale of the image's own size."""
+    """(H, W, P) planes of each training row, as they are learned from."""
     truth: Any = task.targets(competition.targets)
     learned: Any = task
-    data, tiles = config.data, config.data.resize == TILES
-    size, factor = config.image_size, config.tiles.scale
+    sizes = sizes_of(config, competition, competition.train["file"].tolist())
 
     def make(row: int) -> np.ndarray:
-        planes = np.ascontiguousarray(learned.planes(truth.one(row)).transpose(1, 2, 0))
-        return scaled_planes(planes, factor) if tiles else square_planes(planes, size, data.resize)
+        return worked(config, learned.planes(truth.one(row)))
 
-    if tiles:
-        own = sizes_of(config, competition, competition.train["file"].tolist()).prod(axis=1)
-        sizes = (own * factor**2 * task.outputs).astype(np.int64)
-    else:
-        sizes = np.full(len(truth), size * size * task.outputs, dtype=np.int64)
-    key = artefacts.fingerprint("planes", competition.fingerprint, config.task, data.resize, factor if tiles else size)
-    label = f"{competition.name} masks"
-    return ragged.build(cache(f"planes-{key}"), make, sizes, label, data.cache_gb)
+    key = artefacts.fingerprint("planes", competition.fingerprint, config.task, *_work(config))
+    return _build(config, f"planes-{key}", make, f"{competition.name} masks", sizes, task)
+
+
+def taught_by(config: Config, competition: Competition, task: Task, path: Path, sizes: np.ndarray) -> Any:
+    """The same of the maps that a teacher predicted, in a file of predictions; sizes: (N, 2) of their images."""
+    maps = Predictions.load(path).values
+    key = artefacts.fingerprint("taught", artefacts.file_digest(path), *_work(config))
+
+    def make(row: int) -> np.ndarray:
+        return worked(config, levels(maps.one(row)))
+
+    return _build(config, f"planes-{key}", make, f"{competition.name} maps of {path.stem}", sizes, task)
+
+
+def _build(config: Config, name: str, make: Any, label: str, sizes: np.ndarray, task: Task) -> Any:
+    tiles, size = config.data.resize == TILES, config.image_size
+    pixels = sizes.prod(axis=1) * config.tiles.scale**2 if tiles else np.full(len(sizes), size * size)
+    return ragged.build(cache(name), make, (pixels * task.outputs).astype(np.int64), label, config.data.cache_gb)
+
+
+def given_file(labels: Path, key: object) -> Path:
+    """Where the planes lie that a labels file has for a member: ``labels-r1-fold0.npz``."""
+    return labels.with_name(f"{labels.stem}-fold{key}.npz")
+
+
+def write_given(config: Config, path: Path, ids: np.ndarray, sizes: np.ndarray, planes: Iterable[np.ndarray]) -> None:
+    """Write planes (P, H, W) of images, each at its own size, as they are learned from; path itself comes last.
+
+    sizes: (N, 2) int64 of the images.
+    """
+    path.unlink(missing_ok=True)  # never beside pixels that it does not describe
+    with ragged.writer(path.with_suffix(SUFFIX)) as out:
+        for one in planes:
+            out.add(worked(config, one))
+    save_maps(path, ids, out.shapes, sizes, "", PLANES, {"size": list(_work(config))})
+
+
+def read_given(config: Config, path: Path, ids: np.ndarray) -> Given:
+    """What ``write_given`` wrote, by the rows that have these ids."""
+    found = Predictions.load(path)
+    if found.space != PLANES or found.made_by.get("size") != list(_work(config)):
+        raise UserError(
+            f"{shown(path)} has planes made for {some(found.made_by.get('size', ['nothing']))}, but this run works at "
+            f"{some(_work(config))} (data.resize, and image_size or tiles.scale); make the labels anew for this run"
+        )
+    return Given(found.values.pixels, places_of(ids, found.ids))
+
+
+def places_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(N,) int64: where each id lies among those known, or −1."""
+    place = {name: row for row, name in enumerate(known.tolist())}
+    return np.array([place.get(str(name), -1) for name in ids], dtype=np.int64)
+
+
+def worked(config: Config, planes: np.ndarray) -> np.ndarray:
+    """Planes (P, H, W) of an image at its own size → (h, w, P) at the size that is learned from."""
+    last = np.ascontiguousarray(planes.transpose(1, 2, 0))
+    if config.data.resize == TILES:
+        return scaled_planes(last, config.tiles.scale)
+    return square_planes(last, config.image_size, config.data.resize)
+
+
+def _work(config: Config) -> tuple[str, float]:
+    """What that size depends on."""
+    return config.data.resize, config.tiles.scale if config.data.resize == TILES else config.image_size
 
 
 def cache(name: str) -> Path:

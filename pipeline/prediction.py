@@ -61,6 +61,11 @@ class Member:
         ids = self.competition.test["id"].to_numpy()
         Predictions(ids, self.merge(self.test_rows()), self.task.space, made_by).save(folder / "test.npz")
 
+    def label(self, rows: np.ndarray, path: Path) -> Predictions:
+        """What it says of training rows, to teach others; path: a file for what memory should not hold."""
+        ids = self.competition.train["id"].to_numpy()[rows]
+        return Predictions(ids, self.merge(self.train_rows(rows)), self.task.space)
+
     def train_rows(self, rows: np.ndarray) -> np.ndarray:
         """(V, N, C) predictions of training rows under each scale and view; see ``labels``."""
         return self._all(stores.train_store, rows)
@@ -105,6 +110,11 @@ class MapMember(Member):
         """Write ``test.npz`` and the maps beside it."""
         rows = np.arange(len(self.competition.test))
         self._write(folder / "test.npz", self.competition.test, rows, "test images", made_by)
+
+    def label(self, rows: np.ndarray, path: Path) -> Predictions:
+        """The maps of training rows, which are written to path."""
+        self._write(path, self.competition.train, rows, "train images", {})
+        return Predictions.load(path)
 
     def _write(self, path: Path, table: pd.DataFrame, rows: np.ndarray, what: str, made_by: dict[str, Any]) -> None:
         config, plan = self.config, self.networks[0].blueprint

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from pipeline import (
@@ -155,10 +156,46 @@ def _pictures(run: Run, task: Task, held_out: tuple[int, ...]) -> tuple[Table, S
 def _pairs(run: Run, task: Task, held_out: tuple[int, ...]) -> tuple[Table, Source, Any]:
     config, competition = run.config, run.competition
     train = masked.Source(config, competition, competition.train["file"].tolist(), "train images")
-    table = member_table(run, task, held_out, np.zeros(0, dtype=np.int64))
+    table, planes = member_table(run, task, held_out, np.zeros(0, dtype=np.int64)), _planes(run, task, held_out)
     if config.data.resize == masked.TILES:
         table = table.take(np.repeat(np.arange(len(table)), config.tiles.repeat))
-    return table, masked.learned_from(config, competition, task), train
+    return table, masked.learned_from(config, competition, task, planes), train
+
+
+def _planes(run: Run, task: Task, held_out: tuple[int, ...]) -> list[Any]:
+    """The planes of the training images, then of the test images where some are learned from, made for this member."""
+    config, competition = run.config, run.competition
+    found = [masked.planes_of(config, competition, task)]
+    test_ids = competition.test["id"].to_numpy()
+    if config.train.labels and (path := _given_file(root() / config.train.labels, held_out)):
+        found.append(masked.read_given(config, path, test_ids))
+    if config.train.soft:
+        folder, key = root() / config.train.soft, _member_key(held_out)
+        own = _taught(run, task, folder / f"fold{key}.npz", competition.train["id"].to_numpy())
+        found[0] = masked.Taught(found[0], own)
+        path = folder / f"fold{key}-test.npz"
+        found += [masked.Taught(None, _taught(run, task, path, test_ids))] if path.exists() else []
+    return found
+
+
+def _given_file(labels: Path, held_out: tuple[int, ...]) -> Path | None:
+    """Where the planes lie that were made for this member with a labels file, if there are any, and unchanged."""
+    content = _labels(labels, held_out, "planes")
+    if content.empty:
+        return None
+    path = masked.given_file(labels, _member_key(held_out))
+    if artefacts.file_digest(path) != content["planes"].iloc[0]:
+        raise UserError(f"{shown(path)} is not what {shown(labels)} speaks of; delete both and make them again")
+    return path
+
+
+def _taught(run: Run, task: Task, path: Path, ids: np.ndarray) -> masked.Given:
+    """A teacher's planes of the rows that have these ids."""
+    stored = Predictions.load(path)
+    return masked.Given(
+        masked.taught_by(run.config, run.competition, task, path, stored.values.sizes),
+        masked.places_of(ids, stored.ids),
+    )
 
 
 def counts_of(table: Table, task: Task) -> np.ndarray | None:
@@ -246,20 +283,50 @@ def member_table(run: Run, task: Task, held_out: tuple[int, ...], broken: np.nda
     if learner.mixes(run.config) or run.config.train.labels:
         own = task.soft(own)
     table = Table(rows, task.encode(own, state), np.ones(len(rows), dtype=np.float32))
-    for joins in (run.config.train.soft and _join_soft_labels, run.config.train.labels and _join_pseudo_labels):
-        if joins:
+    for key, joins in JOINS[task.form.spatial].items():
+        if getattr(run.config.train, key):
             table = joins(table, run, task, held_out)
     return table
+
+
+def _labels(path: Path, held_out: tuple[int, ...], *columns: str) -> pd.DataFrame:
+    """The rows of a labels file that were made for this member."""
+    content = read_table(path, dict.fromkeys(["id", "weight", "for_fold", *columns], ""), key="train.labels")
+    return content[content["for_fold"] == _member_key(held_out)]
 
 
 def _join_pseudo_labels(table: Table, run: Run, task: Task, held_out: tuple[int, ...]) -> Table:
     """The pseudo-labelled test rows of ``train.labels`` that were made for this member."""
     path = root() / run.config.train.labels
-    content = read_table(path, {"id": "", "weight": "", "for_fold": ""}, key="train.labels")
-    content = content[content["for_fold"] == _member_key(held_out)]
+    content = _labels(path, held_out)
     values = task.encode(task.read_labels(content), member_state(run, task, held_out))
     rows = _test_rows(run, content["id"].to_numpy(), path)
     return table.join(Table(rows, values, content["weight"].to_numpy(dtype=np.float32)))
+
+
+def _join_pseudo_maps(table: Table, run: Run, task: Task, held_out: tuple[int, ...]) -> Table:
+    """The same of masks: targets are rows, whose planes ``_planes`` has."""
+    labels, soft = run.config.train.labels, run.config.train.soft
+    if soft:
+        raise UserError(f"train.labels={labels} and train.soft={soft} do not go together for masks; leave one out")
+    path = root() / labels
+    content = _labels(path, held_out)
+    rows = _test_rows(run, content["id"].to_numpy(), path)
+    return table.join(Table(rows, rows, content["weight"].to_numpy(dtype=np.float32)))
+
+
+def _join_soft_maps(table: Table, run: Run, task: Task, held_out: tuple[int, ...]) -> Table:
+    """A teacher's maps of ``train.soft``: targets and soft labels are rows, whose planes ``_planes`` has."""
+    folder, key = root() / run.config.train.soft, _member_key(held_out)
+    known = np.isin(run.competition.train["id"].to_numpy()[table.rows], Predictions.load(folder / f"fold{key}.npz").ids)
+    table.soft = table.rows
+    table.share = np.where(known, run.config.train.alpha, 0).astype(np.float32)  # no teacher, no share
+    path = folder / f"fold{key}-test.npz"
+    if not path.exists():
+        return table
+    rows = _test_rows(run, Predictions.load(path).ids, path)
+    ones = np.ones(len(rows), dtype=np.float32)
+    return table.join(Table(rows, rows, ones, rows, ones))
 
 
 def _join_soft_labels(table: Table, run: Run, task: Task, held_out: tuple[int, ...]) -> Table:
@@ -305,6 +372,12 @@ def _test_rows(run: Run, ids: np.ndarray, path: Path) -> np.ndarray:
 
 def _member_key(held_out: tuple[int, ...]) -> str:
     return "_".join(map(str, held_out))
+
+
+JOINS: dict[bool, dict[str, Callable[..., Table]]] = {  # by whether the task's form is spatial, for train.* in turn
+    False: {"soft": _join_soft_labels, "labels": _join_pseudo_labels},
+    True: {"soft": _join_soft_maps, "labels": _join_pseudo_maps},
+}
 
 
 # --- validation ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pipeline import rle
+
 MODEL = {
     "backbone": "small_image(width=4)",
     "pretrained": "false",
@@ -72,13 +74,105 @@ def write(root: Path, task: str, rows: int = 48, tests: int = 12, learnable: boo
     return folder
 
 
+# --- masks --------------------------------------------------------------------------------------------------------
+
+SIDE = 16
+ROWS = {"masks": "image", "class_masks": "class", "objects": "object"}  # what a row of the csv is, for each kind
+SHADES = (110, 220)  # of what is drawn, on a dark ground
+
+
+def write_masks(root: Path, kind: str, rows: int = 18, tests: int = 6, seed: int = 0, **model: str) -> Path:
+    """configs and data/drawn of a segmentation: one or two bright rectangles on a dark ground, each fifth image empty.
+
+    Images are grey, 12 to 16 px a side. masks: their union; class_masks: dim and bright ones; objects: each alone.
+    solution.csv has a Usage.
+    """
+    generator, folder = np.random.default_rng(seed), root / "data/drawn"
+    tables: dict[str, list[list[str]]] = {"train": [], "test": []}
+    for table, count in (("train", rows), ("test", tests)):
+        for row in range(count):
+            file = folder / f"{table}_images" / f"{table}{row:03d}.png"
+            image, shapes = _rectangles(generator, 0 if row % 5 == 4 else 1 + row % 2)
+            _save(file, image)
+            usage = [] if table == "train" else [("Public", "Private")[row % 2]]
+            tables[table] += [[*cells, *usage] for cells in _mask_rows(kind, file.stem, shapes)]
+    _mask_tables(folder, kind, tables)
+    _mask_configs(root, kind, model)
+    return folder
+
+
+def write_random_masks(root: Path, rows: int, folds: int, seed: int = 0, **model: str) -> Path:
+    """The same of noise images, whose left or right half is the mask by chance; test images copy the training's."""
+    generator, folder = np.random.default_rng(seed), root / "data/drawn"
+    sides = generator.permutation(np.arange(rows) % 2)
+    tables: dict[str, list[list[str]]] = {"train": [], "test": []}
+    for row in range(rows):
+        image = generator.integers(0, 256, (8, 8), dtype=np.uint8)
+        bits = np.zeros((8, 8), dtype=np.uint8)
+        bits[:, 4 * sides[row] : 4 * sides[row] + 4] = 1
+        for table in tables:
+            _save(folder / f"{table}_images" / f"{table}{row:03d}.png", image)
+            tables[table].append([f"{table}{row:03d}", rle.encode(bits)])
+    _mask_tables(folder, "masks", tables)
+    _mask_configs(root, "masks", {"image_size": "8", **model}, folds)
+    return folder
+
+
+def _rectangles(generator: np.random.Generator, count: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+    """An image (H, W) uint8, and what is on it: (class, bits (H, W)) of rectangles that do not touch."""
+    height, width = (int(side) for side in generator.integers(12, SIDE + 1, 2))
+    image = generator.integers(0, 40, (height, width))
+    shapes = []
+    for place in range(count):  # one in the left half, one in the right
+        top, left = int(generator.integers(0, 4)), int(generator.integers(0, 2)) + place * width // 2
+        bits, which = np.zeros((height, width), dtype=np.uint8), int(generator.integers(2))
+        bits[top : top + int(generator.integers(5, 9)), left : left + 4] = 1
+        image[bits == 1] = SHADES[which] + generator.integers(-20, 20, int(bits.sum()))
+        shapes.append((which, bits))
+    return image.astype(np.uint8), shapes
+
+
+def _mask_rows(kind: str, name: str, shapes: list[tuple[int, np.ndarray]]) -> list[list[str]]:
+    if kind == "objects":
+        return [[name, rle.encode(bits)] for _, bits in shapes] or [[name, ""]]
+    empty = np.zeros((1, 1), dtype=np.uint8)
+    if kind == "masks":
+        return [[name, rle.encode(sum((bits for _, bits in shapes), empty))]]
+    planes = [sum((bits for which, bits in shapes if which == wanted), empty) for wanted in range(2)]
+    return [[f"{name}_{word}", rle.encode(plane)] for word, plane in zip(("dim", "bright"), planes, strict=True)]
+
+
+def _mask_tables(folder: Path, kind: str, tables: dict[str, list[list[str]]]) -> None:
+    _csv(folder / "train.csv", "id,rle", tables["train"])
+    _csv(folder / "solution.csv", "id,rle,Usage" if len(tables["test"][0]) > 2 else "id,rle", tables["test"])
+    asked = dict.fromkeys(row[0] for row in tables["test"])
+    _csv(folder / "sample_submission.csv", "id,rle", [[name, ""] for name in asked])
+
+
+def _mask_configs(root: Path, kind: str, model: dict[str, str], folds: int = 2) -> None:
+    classes = ", classes: [dim, bright], exclusive: true" if kind == "class_masks" else ""
+    _yaml(root / "configs/default.yaml", "competition: drawn\nrecipe: default\n")
+    data = f"data: {{folder: data/drawn, channels: 1}}\nfolds: {{count: {folds}}}\nmodels: [tiny]\n"
+    told = f"mask: {{rle: rle, rows: {ROWS[kind]}{classes}}}\n"
+    _yaml(root / "configs/competition/drawn.yaml", f"task: segmentation(kind='{kind}')\n{told}{data}")
+    own = {**MODEL, "image_size": str(SIDE), "decoder": "unet(widths=(8,8,4,4))", **model}
+    _yaml(root / "configs/model/tiny.yaml", "".join(f"{key}: {value}\n" for key, value in own.items()))
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
 def _picture(path: Path, generator: np.random.Generator, place: float | None, stripe: bool) -> None:
     image = generator.integers(0, 256 if place is None else 20, (8, 8, 3))
     if place is not None:
         image += np.array([200 * place, 230 * (1 - math.cos(math.pi * place)) / 2, 200 * (1 - place)]).astype(int)
         image[:, 2:4] = 255 if stripe else image[:, 2:4]
+    _save(path, image.astype(np.uint8))
+
+
+def _save(path: Path, image: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", image.astype(np.uint8))[1].tobytes())
+    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
 
 
 def _csv(path: Path, header: str, rows: list[list[str]]) -> None:

@@ -17,13 +17,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import small_tasks
 import small_training as small
 
-from pipeline import runs
+from pipeline import masked, runs
 from pipeline.__main__ import main
-from pipeline.artefacts import Predictions
+from pipeline.artefacts import Predictions, file_digest
 from pipeline.competition import load
+from pipeline.config import compose
 from pipeline.runs import Run
+from pipeline.tasks import task_for
 from pipeline.tasks.multiclass import Multiclass
 
 ROWS, FOLDS, CLASSES = 240, 4, "abcd"
@@ -190,3 +193,75 @@ def test_the_naive_variant_leaks(canary):
     canary.run("stage=train", "run=naive", "train.labels=naive.csv")
     canary.run("stage=predict", "run=naive")
     assert canary.oof("naive") > 0.8
+
+
+# --- masks --------------------------------------------------------------------------------------------------------
+
+IMAGES = 64
+HALF = 0.5 + 3 * math.sqrt(0.25 / IMAGES)
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory):
+    """The same with masks: the left or the right half of noise, by chance; run ``tiny`` trained and predicted."""
+    root = tmp_path_factory.mktemp("masks")
+    shutil.copytree(small.SOURCE / "configs", root / "configs")
+    small_tasks.write_random_masks(root, IMAGES, 2, epochs="30", lr="1e-2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIPELINE_ROOT", str(root))
+        canary = Canary(root)
+        canary.run("stage=train")
+        canary.run("stage=predict")
+        yield canary
+
+
+def drawn(name: str) -> Run:
+    return Run(compose({"competition": "drawn"}), name)
+
+
+def told_apart(run: Run, maps, rows: np.ndarray) -> float:
+    """The share of images whose true half is the likelier one; 0.5 by chance. rows: of the training table."""
+    truth = task_for(run.config, run.competition).targets(run.competition.targets)[rows]
+    pairs = [(truth.one(row)[0] == 1, maps.one(row)[0]) for row in range(len(rows))]
+    return float(np.mean([map_[half].mean() > map_[~half].mean() for half, map_ in pairs]))
+
+
+def oof_of_masks(name: str) -> float:
+    run = drawn(name)
+    return told_apart(run, run.oof().values, run.scored)
+
+
+def test_masks_known_by_heart_stay_at_chance_out_of_fold(masks):
+    run = drawn("tiny")
+    assert oof_of_masks("tiny") <= HALF
+    for fold, test in enumerate(run.tests()):
+        own = np.flatnonzero(run.folds != fold)
+        assert told_apart(run, test.values[own], own) >= 0.95, "else the canary could not sing"
+
+
+def test_pseudo_labelled_masks_stay_at_chance(masks):
+    masks.run("stage=pseudo", "pseudo.threshold=0.6")
+    made = pd.read_csv(masks.root / "runs/drawn/tiny-r1/labels-r1.csv")
+    assert made["for_fold"].value_counts().min() >= IMAGES / 2, "at least half of the test images, for each member"
+    assert oof_of_masks("tiny-r1") <= HALF
+
+
+def test_distilled_masks_stay_at_chance(masks):
+    masks.run("stage=distill", "distill.teacher=tiny", "distill.unlabelled=true")
+    assert oof_of_masks("tiny-distilled") <= HALF
+
+
+def test_the_naive_variant_leaks_masks(masks):
+    """Each member is given the test maps of the other one, which has seen its fold."""
+    run = drawn("tiny")
+    task, ids, path = task_for(run.config, run.competition), run.competition.test["id"].to_numpy(), masks.root / "n.csv"
+    sizes, frames = np.full((IMAGES, 2), 8), []
+    for fold, other in enumerate(reversed(run.tests())):
+        file = masked.given_file(path, fold)
+        planes = [task.pseudo_planes(other.values.one(row), 0.6, False) for row in range(IMAGES)]
+        masked.write_given(run.config, file, ids, sizes, planes)
+        frames.append(pd.DataFrame({"id": ids, "weight": 1.0, "for_fold": fold, "planes": file_digest(file)}))
+    pd.concat(frames).to_csv(path, index=False)
+    masks.run("stage=train", "run=naive", "train.labels=n.csv")
+    masks.run("stage=predict", "run=naive")
+    assert oof_of_masks("naive") > 0.8

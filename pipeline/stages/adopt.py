@@ -22,7 +22,7 @@ from pipeline.console import Outcome
 from pipeline.errors import UserError, some
 from pipeline.folds import read_folds
 from pipeline.tables import check_ids, read_table
-from pipeline.tasks import Task, task_for
+from pipeline.tasks import Task, refuse_spatial, task_for
 
 RANGE_SLACK = 1e-6  # what float32 rounding does to 0 and 1
 SUM_SILENT, SUM_LIMIT = 1e-3, 1e-2  # a row's sum is off by less: as it is, scaled with a warning; more: refused
@@ -30,6 +30,7 @@ SUM_SILENT, SUM_LIMIT = 1e-3, 1e-2  # a row's sum is off by less: as it is, scal
 
 def run(config: Config) -> list[Outcome]:
     """Write ``runs/<competition>/<run>/fold<k>/{oof,test}.npz`` from two files and print the OOF score."""
+    refuse_spatial(config)
     started = time.perf_counter()
     name, sources = check_arguments(config)
     competition = load(config)

@@ -96,8 +96,10 @@ def write_soft_labels(student: Run, teachers: list[Run], folder: Path) -> None:
         return
     student.keep(shown(folder))
     shutil.rmtree(folder, ignore_errors=True)
+    scratch = folder.parent / "soft-scratch"  # for maps of single teachers
     for fold, file in enumerate(files):
-        _mean([teach(teacher, task, fold) for teacher in teachers]).save(file)
+        _mean([teach(teacher, task, fold, scratch / teacher.name) for teacher in teachers]).save(file)
+        shutil.rmtree(scratch, ignore_errors=True)
         if config.distill.unlabelled:
             tests = [Predictions.load(teacher.need((fold,), "test.npz")) for teacher in teachers]
             _mean(tests).save(folder / f"fold{fold}-test.npz")
@@ -105,25 +107,24 @@ def write_soft_labels(student: Run, teachers: list[Run], folder: Path) -> None:
 
 
 def _mean(taught: list[Predictions]) -> Predictions:
-    values = np.mean([own.align(taught[0].ids).values for own in taught], axis=0)
-    return Predictions(taught[0].ids, values, taught[0].space)
+    return Predictions.mean([own.align(taught[0].ids) for own in taught])
 
 
 # --- who labels the training rows of student k --------------------------------------------------------------------
 
 
-def from_member(teacher: Run, task: Task, fold: int) -> Predictions:
+def from_member(teacher: Run, task: Task, fold: int, scratch: Path) -> Predictions:
     """The teacher's member k labels the rows it learned from: strict, but in-sample and so rather sure."""
-    return _by_member(teacher, task, (fold,), np.flatnonzero(teacher.learned((fold,))))
+    return _by_member(teacher, task, (fold,), np.flatnonzero(teacher.learned((fold,))), scratch)
 
 
-def from_oof(teacher: Run, task: Task, fold: int) -> Predictions:
+def from_oof(teacher: Run, task: Task, fold: int, scratch: Path) -> Predictions:
     """The teacher's OOF: softer, but made by members that learned from fold k (a second-order leak)."""
     oof, rows = teacher.oof(), np.flatnonzero(teacher.scored_folds != fold)
     return Predictions(oof.ids[rows], oof.values[rows], oof.space)
 
 
-def from_pairs(teacher: Run, task: Task, fold: int) -> Predictions:
+def from_pairs(teacher: Run, task: Task, fold: int, scratch: Path) -> Predictions:
     """Teachers without folds j and k label fold j for student k: strict and out-of-sample, K(K−1)/2 trainings."""
     _check_models(teacher)
     labels = _learned_from(teacher, "train.soft") or _learned_from(teacher, "train.labels")
@@ -145,26 +146,25 @@ def from_pairs(teacher: Run, task: Task, fold: int) -> Predictions:
         if other != fold:
             pair = (min(fold, other), max(fold, other))
             train.train(Run(teacher.as_trained(), teacher.name), pair)
-            labelled.append(_by_member(teacher, task, pair, np.flatnonzero(teacher.folds == other)))
+            labelled.append(_by_member(teacher, task, pair, np.flatnonzero(teacher.folds == other), scratch))
     return Predictions.concat(labelled)
 
 
-SOURCES: dict[str, Callable[[Run, Task, int], Predictions]] = {
+SOURCES: dict[str, Callable[[Run, Task, int, Path], Predictions]] = {
     "member": from_member, "oof": from_oof, "pair": from_pairs,
 }  # fmt: skip
 
 
-def _by_member(teacher: Run, task: Task, held_out: tuple[int, ...], rows: np.ndarray) -> Predictions:
+def _by_member(
+    teacher: Run, task: Task, held_out: tuple[int, ...], rows: np.ndarray, scratch: Path
+) -> Predictions:  # fmt: skip
     from pipeline.hardware import Hardware
-    from pipeline.prediction import Member
+    from pipeline.prediction import open_member
 
     _check_models(teacher)
-    config = teacher.as_trained()
-    member = Member(
-        teacher.member(held_out), config, teacher.competition, task, Hardware(**teacher.stored()["hardware"])
-    )
-    ids = teacher.competition.train["id"].to_numpy()[rows]
-    return Predictions(ids, member.merge(member.train_rows(rows)), task.space)
+    folder, machine = teacher.member(held_out), Hardware(**teacher.stored()["hardware"])
+    member = open_member(folder, teacher.as_trained(), teacher.competition, task, machine)
+    return member.label(rows, scratch / f"{folder.name}.npz")
 
 
 def _check_models(teacher: Run) -> None:

@@ -23,7 +23,7 @@ from pipeline.folds import ensure_folds
 from pipeline.parts.classifiers import BY_FORM
 from pipeline.runs import Run
 from pipeline.stacking import unlink
-from pipeline.tasks import Task, facts, task_for
+from pipeline.tasks import Task, facts, refuse_spatial, task_for
 
 NAME = "features"
 RECORD = "features.json"
@@ -64,6 +64,7 @@ class Described(Run):
 
 def run(config: Config) -> list[Outcome]:
     """Write oof.npz and test.npz of the members that ``fold=`` asks for, and score them."""
+    refuse_spatial(config)
     began = time.perf_counter()
     run = Described(config, artefacts.safe_name(config.run or NAME, "run"))
     note = f"{classifier(config)} on {' '.join(config.features.descriptors)}"

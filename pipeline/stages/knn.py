@@ -19,13 +19,14 @@ from pipeline.errors import UserError
 from pipeline.forms import Form
 from pipeline.runs import Run
 from pipeline.stages.predict import crossfit
-from pipeline.tasks import Task, task_for
+from pipeline.tasks import Task, refuse_spatial, task_for
 
 SUFFIX = "-knn"
 
 
 def run(config: Config) -> list[Outcome]:
     """Write oof.npz and test.npz of ``<run>-knn`` for the members that ``fold=`` asks for, and score them."""
+    refuse_spatial(config)
     began = time.perf_counter()
     source = Run(config, artefacts.run_name(config))
     if source.name.endswith(SUFFIX):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipeline import artefacts, evaluate
+from pipeline import artefacts, evaluate, masked
 from pipeline.artefacts import shown
 from pipeline.config import Config, replace, root
 from pipeline.console import Outcome, say, warn
@@ -43,18 +46,13 @@ def run_round(teacher: Run, name: str, number: int) -> tuple[Outcome, Run | None
     began = time.perf_counter()
     thresholds = teacher.config.pseudo.threshold
     threshold = thresholds[min(number, len(thresholds)) - 1]
-    frame = make_labels(teacher, threshold)
+    student = Run(teacher.config, name)
+    path = student.folder / f"labels-r{number}.csv"
+    frame = LABELS[task_for(teacher.config, teacher.competition).form.spatial](teacher, student, path, threshold)
     if frame.empty:
         note = f"no test row of {teacher.name} is as sure as pseudo.threshold={threshold:g}"
         warn(f"{note}: there is no round {number}; lower it")
         return Outcome("pseudo", name, seconds=time.perf_counter() - began, note=note), None
-    student = Run(teacher.config, name)
-    student.clear()
-    path = student.folder / f"labels-r{number}.csv"
-    text = frame.to_csv(index=False, lineterminator="\n")
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        student.keep(shown(path))
-        artefacts.write_text(path, text)
     say(
         f"pseudo {name}: {_counts(frame, teacher.count)} of {len(teacher.competition.test)} test rows a member, "
         f"confidence ≥ {threshold}"
@@ -76,6 +74,61 @@ def run_round(teacher: Run, name: str, number: int) -> tuple[Outcome, Run | None
     reused = trained.reused and predicted.reused
     seconds = time.perf_counter() - began
     return Outcome("pseudo", name, predicted.score, seconds=seconds, reused=reused, note=note), student
+
+
+def write_labels(teacher: Run, student: Run, path: Path, threshold: float) -> pd.DataFrame:
+    """The table of labels, once it lies at path; an empty one is not written."""
+    frame = make_labels(teacher, threshold)
+    if not frame.empty:
+        student.clear()
+        _write(student, path, frame)
+    return frame
+
+
+def write_map_labels(teacher: Run, student: Run, path: Path, threshold: float) -> pd.DataFrame:
+    """The same of masks: the planes to learn lie beside the table, a file a member, which the table tells by digest."""
+    pseudo, config, record = teacher.config.pseudo, teacher.config, path.with_suffix(".json")
+    tests = [artefacts.file_digest(teacher.need((fold,), "test.npz")) for fold in range(teacher.count)]
+    print_ = artefacts.fingerprint(tests, threshold, pseudo.cap, pseudo.soft, pseudo.weight)
+    known = None if config.overwrite else artefacts.finished(record, print_, path)
+    if known and all((path.parent / name).exists() for name in known["files"]):
+        return pd.read_csv(path, dtype={"id": str, "planes": str})
+    frame = make_labels(teacher, threshold)
+    if frame.empty:
+        return frame
+    student.clear()
+    student.keep(shown(path))
+    members = frame.groupby("for_fold")["id"]
+    digests = {fold: _write_planes(teacher, path, fold, ids, threshold) for fold, ids in members}
+    frame = frame.assign(planes=frame["for_fold"].map(digests))
+    _write(student, path, frame)
+    artefacts.finish(record, print_, files=[masked.given_file(path, fold).name for fold in digests])
+    return frame
+
+
+def _write_planes(teacher: Run, path: Path, fold: int, ids: pd.Series, threshold: float) -> str:
+    """Write the planes that a member's test maps give it to learn; returns their file's digest."""
+    config, competition = teacher.config, teacher.competition
+    task: Any = task_for(config, competition)
+    maps = artefacts.Predictions.load(teacher.need((fold,), "test.npz")).align(ids.to_numpy()).values
+    planes = (task.pseudo_planes(maps.one(row), threshold, config.pseudo.soft) for row in range(len(maps)))
+    places = masked.places_of(ids.to_numpy(), competition.test["id"].to_numpy())
+    sizes = masked.sizes_of(config, competition, competition.test["file"].to_numpy()[places].tolist())
+    file = masked.given_file(path, fold)
+    masked.write_given(config, file, ids.to_numpy(), sizes, planes)
+    return artefacts.file_digest(file)
+
+
+LABELS: dict[bool, Callable[[Run, Run, Path, float], pd.DataFrame]] = {  # by whether the task's form is spatial
+    False: write_labels, True: write_map_labels,
+}  # fmt: skip
+
+
+def _write(student: Run, path: Path, frame: pd.DataFrame) -> None:
+    text = frame.to_csv(index=False, lineterminator="\n")
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        student.keep(shown(path))
+        artefacts.write_text(path, text)
 
 
 def make_labels(teacher: Run, threshold: float) -> pd.DataFrame:

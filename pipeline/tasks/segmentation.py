@@ -11,7 +11,7 @@ import pandas as pd
 
 from pipeline import registry, rle
 from pipeline.errors import UserError, some
-from pipeline.forms import CLASS_MASKS, LEVELS, MAPS, MASKS, OBJECTS, VOID, Form
+from pipeline.forms import CLASS_MASKS, LEVELS, MAPS, MASKS, OBJECTS, VOID, Form, levels
 from pipeline.maps import Maps
 from pipeline.registry import part
 from pipeline.tasks.answers import Cells, Names
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.mask_truth import Told
 
 QUARTERS = 4  # of coverage, that a split balances
+POSSIBLE = 0.05  # least chance at which a pixel of a predicted map tells how sure its image is
 
 
 @part(
@@ -145,18 +146,51 @@ class Segmentation:
     def confident(
         self, values: Maps, threshold: float, cap: int = 0, agreement: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Images whose pixels are sure: the mean of max(p, 1 − p) over the pixels that are not plainly ground."""
-        confidence = np.array([_sureness(values.one(row)) for row in range(len(values))], dtype=np.float32)
-        rows = np.flatnonzero(confidence >= np.float32(threshold))
+        """Images that are sure as a whole; at most cap of those that show the same classes (0: no cap), surest first.
+
+        An image's confidence is the mean sureness of the pixels that some plane beside the ground's thinks possible,
+        and 1 where there is none. Of objects the inside counts alone: a border is never sure.
+        """
+        seen = [self._looked_at(values.one(row)) for row in range(len(values))]
+        confidence = np.array([sure for sure, _ in seen], dtype=np.float32)
+        surest_first = np.argsort(-confidence, kind="stable")
+        kept = surest_first[confidence[surest_first] >= np.float32(threshold)]
+        if cap:
+            shown = pd.Series([seen[row][1] for row in kept.tolist()], dtype=object)
+            kept = kept[shown.groupby(shown).cumcount().to_numpy() < cap]
+        rows = np.sort(kept).astype(np.int64)
         return rows, confidence[rows]
 
+    def _looked_at(self, map_: np.ndarray) -> tuple[float, str]:
+        """(P, H, W) → the confidence of an image, and the classes that it shows."""
+        counted = map_[:1] if self.form is OBJECTS else map_
+        beside = counted[1:] if self.learns.simplex else counted
+        possible = (beside > POSSIBLE).any(axis=0)
+        confidence = float(self._sureness(counted)[possible].mean()) if possible.any() else 1.0
+        return confidence, str([place for place, plane in enumerate(beside) if (plane > 0.5).any()])
+
+    def _sureness(self, map_: np.ndarray) -> np.ndarray:
+        """(H, W): how sure each pixel is of what it is: of the likeliest class, or of the least sure plane."""
+        return map_.max(axis=0) if self.learns.simplex else np.maximum(map_, 1 - map_).min(axis=0)
+
     def pseudo_labels(self, values: Maps, soft: bool) -> dict[str, Any]:
-        """Nothing beside ids: the planes lie in a file of their own."""
+        """Nothing beside ids: ``pseudo_planes`` lie in files of their own."""
         return {}
 
     def read_labels(self, frame: pd.DataFrame) -> Any:
         """Masks are in no csv."""
         raise UserError("pseudo-labels of masks are read as planes, not from a csv")
+
+    def pseudo_planes(self, map_: np.ndarray, threshold: float, soft: bool) -> np.ndarray:
+        """A predicted map (P, H, W) → planes to learn, as ``planes`` has them: void where a pixel is less sure."""
+        if soft:
+            found = levels(map_)
+        elif self.learns.simplex:
+            found = (map_ == map_.max(axis=0)).astype(np.uint8) * LEVELS
+        else:
+            found = (map_ > 0.5).astype(np.uint8) * LEVELS
+        found[:, self._sureness(map_) < np.float32(threshold)] = VOID
+        return found
 
     def decide(self, values: Any) -> Any:
         """Maps → answers by their own cut, else the config's; masks of a csv are answers already."""
@@ -254,13 +288,6 @@ class Runs:
         except ValueError:
             return True
         return False
-
-
-def _sureness(map_: np.ndarray) -> float:
-    """Mean of the least sure plane's max(p, 1 − p) over pixels that some plane thinks possible; 1 without any."""
-    possible = (map_ > 0.05).any(axis=0)
-    sure = np.maximum(map_, 1 - map_).min(axis=0)
-    return float(sure[possible].mean()) if possible.any() else 1.0
 
 
 def _object_planes(labels: np.ndarray) -> np.ndarray:
