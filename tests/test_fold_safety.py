@@ -385,7 +385,7 @@ def test_an_adopted_run_teaches_by_oof_alone(root, project):
         stopped = project.run("stage=distill", "distill.teacher=mate", f"distill.source={source}")
         assert stopped.code == 2
         assert stopped.err.count("\n") == 1
-        assert "an adopted run has no models" in stopped.err
+        assert "an adopted run has none" in stopped.err
         assert "distill.source=oof" in stopped.err
     ended = project.run("stage=distill", "distill.teacher=mate", "distill.source=oof", "distill.unlabelled=true")
     assert ended.code == 0, ended.err
