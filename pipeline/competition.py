@@ -66,20 +66,22 @@ class Competition:
 # --- tables and images --------------------------------------------------------------------------------------------
 
 
-def load(config: Config) -> Competition:
+def load(config: Config, forgiving: bool = False) -> Competition:
     """Read and check the competition that the config names; made first where data.make says how.
+
+    forgiving: masks that are missing or damaged count as empty, so that stage=check can name all of them.
 
     Raises UserError for a missing folder, csv, column or image, an empty csv and duplicate ids.
     """
     folder = _folder(config)
     data = config.data
-    names = (data.train_csv, data.test_csv, data.sample, data.train_images, data.test_images)
+    names = (data.train_csv, data.test_csv, data.sample, data.train_images, data.test_images, config.mask.folder)
     changed = tuple(os.stat(folder / name).st_mtime_ns if (folder / name).exists() else 0 for name in names)
     known = tasks.facts(config.task)
     form = str(known["form"]) if known.get("spatial") else ""
     if form and not mask_truth.is_told(config.mask):
         raise UserError(f"task={config.task}, but there are no masks; set mask.rle=COLUMN or mask.folder=FOLDER")
-    return _load(config.competition, folder, _plain(data), changed, _plain(config.mask), form)
+    return _load(config.competition, folder, _plain(data), changed, _plain(config.mask), form, forgiving and bool(form))
 
 
 def _plain(settings: Any) -> tuple[Any, ...]:
@@ -95,8 +97,9 @@ def _settings(kind: type[Any], fields: tuple[Any, ...]) -> Any:
 
 @functools.lru_cache(maxsize=4)  # stage=all asks for it in every step
 def _load(
-    name: str, folder: Path, fields: tuple[Any, ...], changed: tuple[int, ...], mask_fields: tuple[Any, ...], form: str
-) -> Competition:
+    name: str, folder: Path, fields: tuple[Any, ...], changed: tuple[int, ...], mask_fields: tuple[Any, ...], form: str,
+    forgiving: bool,
+) -> Competition:  # fmt: skip
     """form: of the truth, if it is spatial; else empty."""
     data, mask = _settings(Data, fields), _settings(Mask, mask_fields)
     whole = table = _mask_rows(folder, data, mask) if form else _train_table(folder, data)
@@ -121,7 +124,7 @@ def _load(
         files.listing(folder, [*train["file"], *test["file"]]),
     )
     if form:
-        told, targets = _masks(folder, data, mask, form, (train, whole, test, sample))
+        told, targets = _masks(folder, data, mask, form, (train, whole, test, sample), forgiving)
         print_ = artefacts.fingerprint(print_, mask_truth.digest(told.source, mask))
         return Competition(name, folder, train, targets, test, sample, table, test_table, print_, told)
     targets = table[data.target].apply(lambda cells: cells.str.strip())  # "cat " is no other class than "cat"
@@ -141,15 +144,16 @@ def _mask_rows(folder: Path, data: Data, mask: Mask) -> pd.DataFrame:
 
 
 def _masks(
-    folder: Path, data: Data, mask: Mask, form: str, tables: tuple[pd.DataFrame, ...]
+    folder: Path, data: Data, mask: Mask, form: str, tables: tuple[pd.DataFrame, ...], forgiving: bool
 ) -> tuple[Told, pd.DataFrame]:
     """The masks of the training rows, and the share of each image that each class covers."""
     train, whole, test, sample = tables
     limit = round(data.megapixels * 1e6)
     sizes, others = (HeaderSizes(folder, rows["file"].tolist(), data.reader, limit) for rows in (train, test))
-    source = mask_truth.open_truth(folder, data, mask, whole, train["id"].tolist(), sizes)
+    asked = dataclasses.replace(mask, missing="empty") if forgiving else mask
+    source = mask_truth.open_truth(folder, data, asked, whole, train["id"].tolist(), sizes)
     names, answer = mask_truth.columns(mask, form), mask_truth.answer_form(mask, sample)
-    shares = mask_truth.coverage(source, len(names), mask_truth.digest(source, mask))
+    shares = mask_truth.coverage(source, form, len(names), mask_truth.digest(source, mask), forgiving)
     targets = pd.DataFrame({name: [f"{share:.6g}" for share in shares[:, k]] for k, name in enumerate(names)})
     return Told(form, names, source, answer, {name: row for row, name in enumerate(test["id"])}, others), targets
 

@@ -170,7 +170,7 @@ def _deal(config: Config, competition: Competition, group: np.ndarray | None) ->
     task = task_for(config, competition)
     strata = task.strata(competition.targets)
     if not facts.get("own_count"):
-        _check_rare(config, strata, task.columns)
+        _check_rare(config, strata, list(map(str, competition.targets)) if competition.masks else task.columns)
     folds = np.asarray(registry.build("splits", settings.method)(strata, column, settings.count, settings.seed))
     _say_absent(strata, folds)
     return folds

@@ -83,6 +83,11 @@ class Told:
         """The truth of these training rows."""
         return Truth(self.source, rows, self.form)
 
+    def covered(self, shares: np.ndarray) -> np.ndarray:
+        """(N, C) shares of each image that each class covers → (N,) float64, the sum of all but the ground."""
+        ground = self.form == "class_masks" and shares.shape[1] > 1
+        return np.asarray(shares[:, int(ground) :].sum(axis=1), dtype=np.float64)
+
     def ids(self, frame: pd.DataFrame) -> list[str]:
         """The images that a sample, submission or solution speaks of, each once, in its order."""
         if self.answer.joined:
@@ -213,8 +218,13 @@ def mask_files(folder: Path, mask: Mask, ids: Sequence[str]) -> list[str]:
     fits = [[{pattern.format(id=name) for pattern in patterns} <= known for name in calls] for calls in _calls(ids)]
     which = int(sum(fits[1]) > sum(fits[0]))
     calls = _calls(ids)[which]
-    if mask.missing == "error":
-        return files.resolve(folder, mask.folder, calls if mask.files else list(ids), mask.files)
+    absent = [name for name, there_is in zip(ids, fits[which], strict=True) if not there_is]
+    if absent and mask.missing == "error":
+        raise UserError(
+            f"{len(absent)} of {len(ids)} images have no mask file in {mask.folder}: {some(absent)}; give "
+            "mask.missing=empty if that means nothing to find, say how masks are called with mask.files, or leave the "
+            "images out"
+        )
     have = [name for name, there_is in zip(calls, fits[which], strict=True) if there_is]
     found = dict(zip(have, files.resolve(folder, mask.folder, have, mask.files), strict=True))
     return [found.get(name, "") for name in calls]
@@ -240,12 +250,13 @@ def without_masks(folder: Path, images: Sequence[str], place: str, mask: Mask) -
 # --- what it covers -----------------------------------------------------------------------------------------------
 
 
-def coverage(truth: MaskTable | MaskFiles, count: int, print_: str) -> np.ndarray:
+def coverage(truth: MaskTable | MaskFiles, form: str, count: int, print_: str, forgiving: bool = False) -> np.ndarray:
     """(N, C) float64: the share of each image that each class covers, kept in the cache under print_.
 
-    count: C. Of mask files with several classes class 0, the ground, counts like the others.
+    form: of the truth. count: C. Of mask files with several classes class 0, the ground, counts like the others.
+    UserError for a mask that cannot be read, and for overlaps where they are an error; forgiving: it counts as empty.
     """
-    path = root() / "cache" / f"coverage-{print_}.npy"
+    path = root() / "cache" / f"coverage-{form}-{print_}.npy"
     if path.is_file():
         try:
             found = np.load(path, allow_pickle=False)
@@ -253,18 +264,27 @@ def coverage(truth: MaskTable | MaskFiles, count: int, print_: str) -> np.ndarra
                 return found
         except (OSError, ValueError):
             pass
-    found = np.zeros((len(truth), count))
+    found, faults = np.zeros((len(truth), count)), 0
     with progress("masks", len(truth)) as advance:
         for row in range(len(truth)):
-            found[row] = _covered(truth, row, count)
+            try:
+                found[row] = _covered(truth, form, row, count)
+            except UserError:
+                if not forgiving:
+                    raise
+                faults += 1
             advance(1)
+    if faults:
+        return found
     with atomic(path) as handle:
         np.save(handle, found)
     return found
 
 
-def _covered(truth: MaskTable | MaskFiles, row: int, count: int) -> np.ndarray:
+def _covered(truth: MaskTable | MaskFiles, form: str, row: int, count: int) -> np.ndarray:
     if isinstance(truth, MaskTable):
+        if form != "masks" and truth.form.overlap == "error":
+            getattr(truth, _READ[form])(row)  # which says where two meet
         height, width = truth.sizes[row]
         shares = truth.areas(row) / (height * width)
         return np.concatenate([[1 - shares.sum()], shares]) if len(shares) < count else shares[:count]

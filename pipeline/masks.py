@@ -665,6 +665,10 @@ class MaskTable:
         np.add.at(found, (images_[told], self.classes[self.rows[told]]), 1)
         return found
 
+    def counts_of(self, image: int) -> int:
+        """How many rows with pixels an image has; void is none of them."""
+        return sum(not self._is_empty(row) and self.classes[row] >= 0 for row in self.rows_of(image).tolist())
+
     @property
     def count(self) -> int:
         """How many classes there are, the ground not among them."""

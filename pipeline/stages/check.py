@@ -14,7 +14,7 @@ from pipeline.artefacts import shown
 from pipeline.competition import Competition, load
 from pipeline.config import Config
 from pipeline.console import Outcome, say
-from pipeline.doctor import alike, balance, drift, duplicates, leaks, orientation, page, report, survey
+from pipeline.doctor import alike, balance, drift, duplicates, leaks, mask_survey, orientation, page, report, survey
 from pipeline.doctor.findings import Finding, Sheet, counted, finding, plain
 from pipeline.errors import UserError
 from pipeline.folds import read_folds
@@ -27,7 +27,7 @@ COLOUR = 3.0  # grey levels between the channels above which an image has colour
 def run(config: Config) -> list[Outcome]:
     """Write check.json, check.html and near_duplicates.csv to runs/NAME, and print them; findings are no error."""
     began = time.perf_counter()
-    competition = load(config)
+    competition = load(config, forgiving=True)
     folder = artefacts.runs_folder(config)
     record, html, groups = (folder / name for name in ("check.json", "check.html", "near_duplicates.csv"))
     print_ = _fingerprint(config, competition)
@@ -66,7 +66,15 @@ def _examine(config: Config, competition: Competition) -> dict[str, Any]:
     strata, columns, findings = _targets(config, competition)
     findings += balance.lacking(seen)
     sheets: list[Sheet | None] = [balance.sizes(seen), balance.colours(seen)]
-    if strata is not None:
+    if strata is not None and competition.masks:
+        seen_masks = mask_survey.read(competition, competition.masks)
+        strata = seen_masks.shares  # for the questions below, what is covered is a number
+        more, rare = balance.targets((strata > 0).astype(np.int64), columns, _folds(config, competition))
+        sheets, findings = [*sheets, *mask_survey.sheets(seen_masks, competition.masks), *more], findings + rare
+        findings += mask_survey.findings(
+            seen_masks, config, competition, functools.partial(_caption, seen, competition)
+        )
+    elif strata is not None:
         more, rare = balance.targets(strata, columns, _folds(config, competition))
         sheets, findings = [*sheets, *more], findings + rare
     first = duplicates.exact(seen)
@@ -138,7 +146,8 @@ def _targets(config: Config, competition: Competition) -> tuple[np.ndarray | Non
         advice = "correct task, data.target or the table; what follows looks at the pictures alone"
         return None, [], [Finding("targets", "fault", 1, f"the targets cannot be read: {fault}", advice)]
     labels = strata.ndim == 2 and np.issubdtype(strata.dtype, np.integer)
-    return strata, list(task.columns if labels else competition.targets.columns), []
+    own = labels and not competition.masks
+    return strata, list(map(str, task.columns if own else competition.targets.columns)), []
 
 
 def _folds(config: Config, competition: Competition) -> np.ndarray | None:

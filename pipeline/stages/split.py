@@ -24,7 +24,11 @@ def run(config: Config) -> list[Outcome]:
     reused = path.read_bytes() == before
     if reused:
         say(f"{shown(path)}: stands as asked for, nothing to do")
-    say(_table(folds, task_for(config, competition).strata(competition.targets)))
+    if competition.masks:
+        shares = competition.targets.to_numpy(dtype=np.float64)
+        say(_table_of_masks(folds, competition.masks.covered(shares)))
+    else:
+        say(_table(folds, task_for(config, competition).strata(competition.targets)))
     facts = {"folds": int(folds.max()) + 1, "rows": len(folds)}
     note = f"{facts['folds']} folds of {facts['rows']} rows"
     return [Outcome("split", seconds=time.perf_counter() - began, note=note, reused=reused, facts=facts)]
@@ -39,4 +43,16 @@ def _table(folds: np.ndarray, strata: np.ndarray) -> str:
         seen = (inside.sum(axis=0) > 0).sum() if inside.ndim == 2 else len(set(inside.tolist()))
         name = "all" if fold == NEVER else fold  # every member learns from these rows
         lines.append(f"{name:>4}  {len(inside):>5}  {f'{inside.mean():.4g}' if numbers else seen:>7}")
+    return "\n".join(lines)
+
+
+def _table_of_masks(folds: np.ndarray, covered: np.ndarray) -> str:
+    """A line a fold: its images, those without anything, and the mean share that is covered in the others."""
+    lines = ["fold   rows  empty  covered"]
+    for fold in np.unique(folds):
+        inside = covered[folds == fold]
+        name = "all" if fold == NEVER else fold  # every member learns from these rows
+        filled = inside[inside > 0]
+        share = f"{filled.mean():.2%}" if len(filled) else "–"
+        lines.append(f"{name:>4}  {len(inside):>5}  {len(inside) - len(filled):>5}  {share:>7}")
     return "\n".join(lines)
