@@ -88,7 +88,10 @@ class MapMetric(Metric):
         return float((above[below > 0] / below[below > 0]).mean()) if (below > 0).any() else math.nan
 
     def rows(self, truth: np.ndarray, answer: np.ndarray) -> np.ndarray:
-        """(N,) the score of each image; NaN where nothing of it counts."""
+        """(N,) the score of each image alone; NaN where nothing of it counts."""
+        if self.pooled:
+            above, below = answer[:, 0], answer[:, 1]
+            answer = np.divide(above, below, out=np.full(above.shape, math.nan), where=below > 0)
         flat = answer.reshape(len(answer), -1)
         counted = ~np.isnan(flat)
         total, count = np.where(counted, flat, 0).sum(axis=1), counted.sum(axis=1)
@@ -145,7 +148,11 @@ def score_folds(metric: Metric, truth: np.ndarray, values: np.ndarray, folds: np
 
     truth, values: of the task's form, N rows. folds (N,) int64: the fold of each row.
     """
-    truth, answer = metric.seen(truth, values)
+    return score_seen(metric, *metric.seen(truth, values), folds, kind)
+
+
+def score_seen(metric: Metric, truth: np.ndarray, answer: np.ndarray, folds: np.ndarray, kind: str = "OOF") -> Score:
+    """``score_folds`` of what ``Metric.seen`` gave."""
     scores = [metric.of(truth[folds == fold], answer[folds == fold]) for fold in np.unique(folds)]
     se = float(np.std(scores, ddof=1) / math.sqrt(len(scores))) if len(scores) > 1 else math.nan
     return Score(metric.of(truth, answer), se, kind, scores)

@@ -166,6 +166,14 @@ class Source:
         return own_size(self.config, self.competition, self.files, self.label, scale)
 
 
+def read(config: Config, competition: Competition, spec: str) -> np.ndarray:
+    """(H, W, C) uint8: an image at its own size, as its file has it."""
+    limit = round(config.data.megapixels * 1e6)
+    return images.read(
+        spec, competition.folder, reader=config.data.reader, limit_pixels=limit, channels=config.data.channels
+    )
+
+
 def learned_from(
     config: Config, competition: Competition, task: Task, planes: Sequence[Planes] = ()
 ) -> Whole | Squares:

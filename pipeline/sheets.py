@@ -70,13 +70,14 @@ def _explain(pen: Any, legend: Sequence[str], width: int) -> None:
         x += needed
 
 
-def beside(pages: Sequence[Any]) -> Any:
-    """Pages next to each other, as one."""
-    wide, high = sum(one.width for one in pages) + GAP * (len(pages) - 1), max(one.height for one in pages)
-    sheet, x = pillow().new("RGB", (wide, high), "white"), 0
-    for one in pages:
-        sheet.paste(one, (x, 0))
-        x += one.width + GAP
+def grid(pages: Sequence[Any], columns: int = 2) -> Any:
+    """Pages as one, so many beside each other."""
+    wide, high = max(one.width for one in pages), max(one.height for one in pages)
+    count = min(columns, len(pages))
+    size = count * (wide + GAP), -(-len(pages) // count) * (high + 2 * GAP)
+    sheet = pillow().new("RGB", size, "white")
+    for place, one in enumerate(pages):
+        sheet.paste(one, (place % count * (wide + GAP), place // count * (high + 2 * GAP)))
     return sheet
 
 

@@ -81,6 +81,7 @@ def test_a_page_has_a_row_an_image_and_names_its_colours() -> None:
         there = (np.asarray(named) == sheets.colour(number)).all(axis=2).any()
         assert there == (number < 3)
     sheets.page("heading", ["a"], ["x"], tiles[:1, :1], legend=["a name that is long"] * 9)  # ends in …
-    both = sheets.beside([plain, named])
-    assert both.size == (plain.width + named.width + sheets.GAP, named.height)
-    assert sheets.png(both).startswith(b"\x89PNG")
+    three = sheets.grid([plain, named, plain])
+    assert three.size == (2 * (plain.width + sheets.GAP), 2 * (named.height + 2 * sheets.GAP))
+    assert np.array_equal(np.asarray(three)[: plain.height, : plain.width], np.asarray(plain))
+    assert sheets.png(three).startswith(b"\x89PNG")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from pipeline.tasks import Task, task_for
 APART = 0.1  # mean confidence on test this far below that on OOF is worth a warning
 
 PREPROCESS = "data.preprocess"
+MASKS = "oof_masks.png"
 
 
 def run(config: Config) -> list[Outcome]:
@@ -66,13 +68,16 @@ def report(run: Run, task: Task, seconds: float, reused: bool) -> Outcome:
         return Outcome("predict", run.name, seconds=seconds, reused=reused, note=note)
     metric = evaluate.metric(run.config.metric, task)
     truth, oof = run.truth(task), run.oof()
-    score = evaluate.score_folds(metric, truth, oof.values, run.scored_folds)
+    seen, answered = metric.seen(truth, oof.values)
+    score = evaluate.score_seen(metric, seen, answered, run.scored_folds)
     say(f"{shown(run.folder)}: {run.config.metric} {score}" + (f" ({run.selected})" if run.selected else ""))
     if not reused:
         _say_gains(run, task, metric, truth, oof)
         _say_preprocessing(run, metric, truth, oof)
         if not task.agreement:  # else values alone tell no confidence
             _say_confidence(run, task, oof)
+    if task.form.spatial and not (reused and (run.folder / MASKS).exists()):
+        _draw_masks(run, task, truth, oof, metric, metric.rows(seen, answered))
     views = len(run.config.views) * len(run.config.scales) > 1
     seen = f"{'+'.join(run.config.views)} × {run.config.scales}" if views else ""
     note = "; ".join(filter(None, [seen, run.selected]))
@@ -118,6 +123,25 @@ def _say_preprocessing(run: Run, metric: evaluate.Metric, truth: np.ndarray, oof
         say(f"  {PREPROCESS}={','.join(own or calls)} over none, {what}: {gain:+.4f} ± {error:.4f} (paired){verdict}")
     if own and not compared:
         say(f"  its gain over none shows beside a run that differs in {PREPROCESS}= alone; train and predict that too")
+
+
+def _draw_masks(run: Run, task: Any, truth: Any, oof: Predictions, metric: evaluate.Metric, scores: np.ndarray) -> None:
+    """The best, the median and the worst OOF masks beside the truth, as a picture in the run's folder."""
+    from pipeline import gallery, masked, sheets
+
+    competition = run.competition
+    files, covered = competition.train["file"].iloc[run.scored], task.covered(competition.targets.iloc[run.scored])
+
+    def image(row: int) -> np.ndarray:
+        return masked.read(run.config, competition, files.iloc[row])
+
+    groups = gallery.picks(metric.sign * scores, covered)
+    legend = task.named if len(task.named) > 1 else ()
+    heading = f"OOF {run.config.metric} of {run.name}, image by image, cut by {task.cut}"
+    picture = gallery.sheet(heading, oof.ids.tolist(), scores, groups, image, truth, task.decide(oof.values), legend)
+    with artefacts.atomic(run.folder / MASKS) as handle:
+        handle.write(sheets.png(picture))
+    say(f"  {shown(run.folder / MASKS)}: the best, median and worst masks beside the truth; look at it")
 
 
 def _say_confidence(run: Run, task: Task, oof: Predictions) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artefacts, images, masked, registry, stores
+from pipeline import artefacts, masked, registry, stores
 from pipeline.artefacts import shown
 from pipeline.competition import Competition, load
 from pipeline.config import Config
@@ -68,7 +68,8 @@ def _pairs(config: Config, competition: Competition) -> tuple[Any, int]:
     made_of = masked.learned_from(config, competition, task)
     augment = augmenter(registry.build("augments", config.augment)(config.image_size))
     side, skip = max(MASKED, tile_side(config.image_size)), int(task.learns.simplex)  # the ground is not drawn
-    columns = [[drawn(_read(config, competition, row), truth.one(row), side) for row in rows]]
+    files = competition.train["file"]
+    columns = [[drawn(masked.read(config, competition, files.iloc[row]), truth.one(row), side) for row in rows]]
     for version in range(1, VERSIONS + 1):
         seeds = row_seeds(config.seed, version, rows)
         both = [augment(*one) for one in zip(*_samples(made_of, rows, seeds), strict=True)]
@@ -85,15 +86,6 @@ def _samples(made_of: Any, rows: np.ndarray, seeds: np.ndarray) -> tuple[np.ndar
     """What ``augmenter`` takes, image by image: pixels, seed and planes."""
     pixels, planes = made_of.samples(rows, seeds)
     return pixels, seeds.tolist(), planes
-
-
-def _read(config: Config, competition: Competition, row: int) -> np.ndarray:
-    """A training image at its own size."""
-    limit = round(config.data.megapixels * 1e6)
-    return images.read(
-        competition.train["file"].iloc[row], competition.folder, reader=config.data.reader, limit_pixels=limit,
-        channels=config.data.channels,
-    )  # fmt: skip
 
 
 def _bits(planes: np.ndarray) -> np.ndarray:

@@ -89,6 +89,13 @@ class Segmentation:
         self.outputs = len(self.columns)
         self.told, self.answer, self.empty, self.cut = told, told.answer, empty, cut
 
+    @property
+    def named(self) -> list[str]:
+        """The names of an answer's numbers from 1 on, where they are classes."""
+        if self.form is OBJECTS:
+            return []
+        return self.columns[1:] if self.form is CLASS_MASKS else self.columns
+
     # --- truth ---
 
     def strata(self, raw: pd.DataFrame) -> np.ndarray:
