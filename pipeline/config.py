@@ -343,6 +343,10 @@ class Config:
 
     views: list[str] = option(["identity()"], "test-time views", part="views", scope="predict")
     scales: list[float] = option([1.0], "test-time sizes, as shares of image_size", above=0, high=8, scope="predict")
+    level: str = option(
+        "last", "level of a decoder with deep=true that predicts: last, a number, or auto: the smallest as good by OOF",
+        scope="predict",
+    )  # fmt: skip
     cut: str = option("", "how maps become masks; empty: the task's own (level 2 chooses its numbers)", part="cuts")
     merge: str = option("mean()", "how views and scales become one prediction", part="merges", scope="predict")
     predict_batch: int = option(256, "images a prediction step", low=1)
@@ -647,6 +651,7 @@ def check(config: Config) -> None:
     _check_own_fold(config)
     _check_several(config)
     _check_seeds(config)
+    _check_level(config)
     backbone_names.check(config.backbone)
     if config.stage != "new":  # what it writes is checked when it is whole
         tasks.check(config)
@@ -736,6 +741,20 @@ def _check_several(config: Config) -> None:
         raise UserError(
             f"augment={config.augment} makes views of one image, which mix={config.mix} would blend with others; "
             "leave one of them out"
+        )
+
+
+def _check_level(config: Config) -> None:
+    """A level is chosen where several have learned."""
+    if config.level in ("last", ""):
+        return
+    if config.level != "auto" and not (config.level.isdecimal() and int(config.level)):
+        raise UserError(f"level={config.level}, but level is last, auto or a number from 1 on")
+    chosen, call = registry.bind("decoders", config.decoder) if config.decoder else (None, None)
+    if chosen is None or call is None or not (chosen.arguments | call.arguments).get("deep"):
+        raise UserError(
+            f"level={config.level} needs a decoder whose levels learn, but decoder={config.decoder}; leave it out, or "
+            "train decoder=unet_plus_plus(deep=true)"
         )
 
 

@@ -73,6 +73,15 @@ class Network(nn.Module):
                 layer.train(mode and layer.weight.requires_grad)
         return self
 
+    @property
+    def levels(self) -> list[int]:
+        """The levels that it learned to predict at, the last is what it gives."""
+        return []
+
+    def prune(self, level: int) -> None:
+        """Drop for good what the answer of a level does not need."""
+        raise UserError(f"level={level}, but the network has no levels; leave it out")
+
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised floats, where mixes of a batch act."""
         return self.normalise(images)
@@ -122,6 +131,16 @@ class PlaneNetwork(Network):
     def backbone(self) -> nn.Module:  # type: ignore[override]
         """The encoder: what is pretrained."""
         return self.segmenter.encoder
+
+    @property
+    def levels(self) -> list[int]:
+        """See ``Network``."""
+        return list(self.segmenter.levels)
+
+    def prune(self, level: int) -> None:
+        """See ``Network``."""
+        self.segmenter.prune(level)
+        self.multiple = self.segmenter.multiple
 
     def outputs(self, prepared: torch.Tensor) -> Any:
         """Raw planes of normalised images, which are padded at the edge to what the decoder needs."""
@@ -217,10 +236,12 @@ def _build_planes(blueprint: Blueprint, pretrained: bool, weights: str) -> Netwo
     return PlaneNetwork(blueprint, registry.build("decoders", blueprint.decoder)(encode, blueprint.outputs))
 
 
-def from_checkpoint(content: dict[str, Any]) -> Network:
-    """The network of a ``best.ckpt``, with its weights, ready to predict."""
+def from_checkpoint(content: dict[str, Any], level: int = 0) -> Network:
+    """The network of a ``best.ckpt``, with its weights, ready to predict; level: of its decoder, or 0, the last."""
     network = build(Blueprint(**content["blueprint"]))
     network.load_state_dict(content["network"])
+    if level:
+        network.prune(level)
     return network.eval()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import checkpoint, hardware, infer, masked, network, ragged, registry, stores
-from pipeline.artefacts import Predictions, atomic, save_maps, shown
+from pipeline.artefacts import Predictions, atomic, read_json, save_maps, shown
 from pipeline.competition import Competition
 from pipeline.config import Config
 from pipeline.errors import UserError, some
@@ -20,6 +20,8 @@ from pipeline.images import Images
 from pipeline.maps import SUFFIX
 from pipeline.parts import views
 from pipeline.tasks import Task
+
+LEVELS = "levels.json"  # of a run: which level of the decoder predicts
 
 
 class Member:
@@ -39,7 +41,9 @@ class Member:
         hardware.start(machine)
         plan = network.Blueprint(**content["blueprint"])
         states = checkpoint.networks(content)
-        self.networks = [infer.ready(network.from_checkpoint({**content, "network": s}), machine) for s in states]
+        level = level_of(config, folder)
+        each = (network.from_checkpoint({**content, "network": state}, level) for state in states)
+        self.networks = [infer.ready(one, machine) for one in each]
         read = replace(config.data, channels=plan.channels, resize=plan.resize, preprocess=plan.preprocess)
         tiles = replace(config.tiles, scale=plan.tile_scale)
         self.config = replace(config, image_size=plan.image_size, data=read, tiles=tiles)
@@ -141,6 +145,28 @@ def map_strips(
     sides = [max(4, round(size * scale)) for scale in config.scales]
     batch = infer.batch_size(config.predict_batch, max(sides))
     return infer.whole_maps(networks, task, [source.square(side) for side in sides], rows, found, batch, label)
+
+
+def whole(strips: Iterator[tuple[bool, np.ndarray]]) -> Iterator[np.ndarray]:
+    """Strips as ``map_strips`` yields them → the map (H, W, P) uint8 of each image."""
+    parts: list[np.ndarray] = []
+    for new, strip in strips:
+        if new and parts:
+            yield np.concatenate(parts)
+            parts = []
+        parts.append(strip)
+    if parts:
+        yield np.concatenate(parts)
+
+
+def level_of(config: Config, folder: Path) -> int:
+    """The level at which the member in a folder predicts; 0: the last."""
+    if config.level != "auto":
+        return int(config.level) if config.level.isdecimal() else 0
+    record = folder.parent / LEVELS
+    if not record.is_file():
+        raise UserError(f"level=auto, but {shown(record)} is missing: stage=predict fold=all chooses it")
+    return int(read_json(record)["chosen"])
 
 
 def open_member(folder: Path, config: Config, competition: Competition, task: Task, machine: Hardware) -> Member:

@@ -81,3 +81,13 @@ def test_closed_form_of_the_bootstrap(call):
 def test_unknown_metric_names_the_nearest():
     with pytest.raises(UserError, match="did you mean accuracy"):
         metric("acuracy()")
+
+
+def test_images_have_a_score_alone_where_a_metric_of_masks_pools_them():
+    nan = np.nan
+    pooled = evaluate.MapMetric("iou_mean()", lambda: None, True, "decision", None, pooled=True)
+    added = np.array([[[1.0, 3.0], [2.0, 4.0]], [[0.0, 1.0], [0.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    np.testing.assert_allclose(pooled.rows(np.arange(3), added), [0.625, 0.25, nan])
+    assert pooled.of(np.arange(3), added) == pytest.approx((1 / 2 + 4 / 8) / 2)
+    single = evaluate.MapMetric("dice()", lambda: None, True, "decision", None, True)
+    np.testing.assert_allclose(single.rows(np.arange(2), np.array([[1.0, nan], [0.5, 1.0]])), [1, 0.75])

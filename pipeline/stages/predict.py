@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from pipeline import artefacts, evaluate
 from pipeline.artefacts import Predictions, shown
-from pipeline.config import Config, scoped
+from pipeline.config import Config, replace, scoped
 from pipeline.console import Outcome, say, warn
 from pipeline.runs import Run, beside
 from pipeline.tasks import Task, task_for
@@ -26,8 +27,15 @@ def run(config: Config) -> list[Outcome]:
     run = Run(config, artefacts.run_name(config))
     run = Run(run.as_trained(), run.name)
     task = task_for(config, run.competition)
+    auto = run.config.level == "auto"
+    if auto:
+        from pipeline import levels
+
+        run = Run(replace(run.config, level=str(levels.choose(run, task))), run.name)
     reused = [predict(run, task, held_out) for held_out in run.asked()]
-    return [report(run, task, time.perf_counter() - began, all(reused))]
+    ended = report(run, task, time.perf_counter() - began, all(reused))
+    how = f"level {run.config.level}, chosen by OOF score against operations" if auto else ""
+    return [dataclasses.replace(ended, note="; ".join(filter(None, [ended.note, how])))]
 
 
 def predict(run: Run, task: Task, held_out: tuple[int, ...]) -> bool:
@@ -48,6 +56,7 @@ def predict(run: Run, task: Task, held_out: tuple[int, ...]) -> bool:
             "run": run.name, "member": folder.name, "views": run.config.views, "scales": run.config.scales,
             "merge": run.config.merge, "epoch": member.epoch, "commit": artefacts.commit(),
             **({"crossfit": True} if crossfit(run.config) else {}),
+            **({"level": run.config.level} if run.config.level != "last" else {}),
         }  # fmt: skip
         if held_out:
             member.write_own(np.flatnonzero(np.isin(run.folds, held_out)), folder, made_by)
