@@ -135,7 +135,7 @@ class Mask:
         "binary", "what the pixels of mask files mean", choices=("binary", "indices", "colours", "labels"), scope="run"
     )
     table: list[str] = option([], "value, or colour as r-g-b, of each class of files; empty: 0, 1, …", scope="run")
-    on: int = option(1, "least value of binary files that is no longer black", low=1, high=65535, scope="run")
+    least: int = option(1, "least value of binary files that is no longer black", low=1, high=65535, scope="run")
 
 
 @dataclass

@@ -83,11 +83,6 @@ class Told:
         """The truth of these training rows."""
         return Truth(self.source, rows, self.form)
 
-    def covered(self, shares: np.ndarray) -> np.ndarray:
-        """(N, C) shares of each image that each class covers → (N,) float64, the sum of all but the ground."""
-        ground = self.form == "class_masks" and shares.shape[1] > 1
-        return np.asarray(shares[:, int(ground) :].sum(axis=1), dtype=np.float64)
-
     def ids(self, frame: pd.DataFrame) -> list[str]:
         """The images that a sample, submission or solution speaks of, each once, in its order."""
         if self.answer.joined:
@@ -145,7 +140,7 @@ def pixel_form(mask: Mask) -> PixelForm:
     count = len(mask.classes) if mask.pixels in ("indices", "colours") else 2
     if mask.pixels in ("indices", "colours") and count < 2:
         raise UserError(f"mask.pixels={mask.pixels} needs mask.classes: the names in order, with the ground")
-    return PixelForm(mask.pixels, count, table, void, mask.on, mask.missing)  # type: ignore[arg-type]
+    return PixelForm(mask.pixels, count, table, void, mask.least, mask.missing)  # type: ignore[arg-type]
 
 
 def _code(text: str) -> Any:

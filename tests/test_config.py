@@ -263,3 +263,10 @@ def test_what_moves_pixels_without_their_masks_is_refused_for_masks(word: str, m
 def test_what_keeps_pixels_with_their_masks_is_taken() -> None:
     words = "augment=heavy()", "views=identity,d4", "data.preprocess=clahe()"
     assert compose("task=segmentation()", "mask.rle=rle", "model=wide", "symmetry=d4", *words).augment == "heavy()"
+
+
+def test_no_key_is_another_word_in_yaml():
+    import yaml
+
+    leaves = {key.name.rpartition(".")[2] for key in config.keys().values()}
+    assert {leaf for leaf in leaves if yaml.safe_load(leaf) != leaf} == set()  # on, off, yes, no are truth values

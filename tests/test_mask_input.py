@@ -155,6 +155,23 @@ def test_sound_masks_have_no_fault_and_are_summed_up(project, name):
         assert sheet["remark"].startswith("3 images are empty, 16.7%")
 
 
+def test_sizes_that_go_with_coverage_are_a_note_about_sources(project):
+    generator = np.random.default_rng(0)
+    root = project.root / "data/sources"
+    for row in range(60):
+        side = 16 + 8 * (row % 2)
+        bits = np.zeros((side, side), dtype=np.uint8)
+        bits[: 4 + 4 * (row % 2) + row % 3] = 255
+        drawn.save(root / f"train/{row:03d}.png", generator.integers(0, 255, (side, side, 3), dtype=np.uint8))
+        drawn.grey(root / f"masks/{row:03d}.png", bits)
+    drawn.save(root / "test/0.png", generator.integers(0, 255, (16, 16, 3), dtype=np.uint8))
+    assert project.run("stage=new", "name=sources", "data=data/sources").code == 0
+    found = findings(project, "sources")["leak"]
+    assert found["severity"] == "note"
+    assert "width × height" in found["title"]
+    assert "data.group" in found["advice"]
+
+
 # --- folds --------------------------------------------------------------------------------------------------------
 
 
@@ -200,8 +217,9 @@ def test_coverage_counts_nothing_of_the_ground(project):
     config = settings.compose({"competition": "mask_indices"})
     competition = load(config)
     shares = competition.targets.to_numpy(dtype=np.float64)
-    assert np.allclose(competition.masks.covered(shares), shares[:, 1:].sum(axis=1))
-    strata = task_for(config, competition).strata(competition.targets)
+    task = task_for(config, competition)
+    assert np.allclose(task.covered(competition.targets), shares[:, 1:].sum(axis=1))
+    strata = task.strata(competition.targets)
     assert (strata[:, 3:].sum(axis=1) == (shares[:, 1:].sum(axis=1) > 0)).all()
     dealt = registry.build("splits", "multilabel_stratified_kfold()")(strata, None, 3, 0)
     assert np.bincount(dealt[shares[:, 1:].sum(axis=1) == 0], minlength=3).tolist() == [1, 1, 1]

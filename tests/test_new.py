@@ -439,6 +439,58 @@ def test_masks_that_are_not_there_are_said_to_be_missing(project):
     assert "sample_submission.csv asks for masks" in refused(project, "mask_rows")
 
 
+def test_masks_of_jpegs_and_out_of_zips_are_read(project):
+    folder = drawn.write("mask_files", project.root / "data")
+    for path in sorted((folder / "train_masks").iterdir()):
+        Image.open(path).save(path.with_suffix(".jpg"), quality=90)
+        path.unlink()
+    for part in ("train", "train_masks"):
+        with zipfile.ZipFile(folder / f"{part}.zip", "w") as archive:
+            for path in sorted((folder / part).iterdir()):
+                archive.write(path, f"{part}/{path.name}")
+                path.unlink()
+        (folder / part).rmdir()
+    assert new(project, "mask_files").code == 0
+    config = settings.compose({"competition": "mask_files"})
+    assert (config.mask.folder, config.mask.files) == ("train_masks.zip/train_masks", ["{id}_mask.jpg"])
+    assert (config.mask.pixels, config.mask.least) == ("binary", 128)
+    assert (load(config).targets["mask"].astype(float) == 0).sum() == 3
+
+
+def test_a_sample_with_a_column_of_classes_behind_the_texts_is_answered_row_by_row(project):
+    folder = drawn.write("mask_classes", project.root / "data")
+    rows = pd.read_csv(folder / "train.csv", dtype=str)
+    rows[["ImageId", "ClassId"]] = rows["Image_Class"].str.rsplit("_", n=1, expand=True)
+    rows = rows[rows["EncodedPixels"] != "-1"]
+    rows[["ImageId", "ClassId", "EncodedPixels"]].to_csv(folder / "train.csv", index=False)
+    sample = pd.read_csv(folder / "sample_submission.csv", dtype=str)["Image_Class"].str.rpartition("_")[0].unique()
+    drawn.table(folder / "sample_submission.csv", "ImageId,EncodedPixels,ClassId", ((n, "1 5", 1) for n in sample))
+    assert new(project, "mask_classes").code == 0
+    config = settings.compose({"competition": "mask_classes"})
+    assert (config.mask.class_column, config.mask.classes) == ("ClassId", ["1", "2", "3"])
+    competition = load(config)
+    task = task_for(config, competition)
+    blank = Blank(4, np.ones((3, 32, 64), dtype=np.float32))
+    made_ = task.submission(competition.test["id"].to_numpy(), blank, competition.sample)
+    submission.validate(made_, competition.sample, "made", task.allowed(competition.sample))
+    assert made_.iloc[:4].to_numpy().tolist() == [
+        [sample[0], "1 2048", "1"], [sample[0], "1 2048", "2"], [sample[0], "1 2048", "3"], [sample[1], "1 2048", "1"],
+    ]  # fmt: skip
+
+
+def test_a_file_for_each_object_is_explained(project):
+    folder = drawn.write("mask_objects", project.root / "data")
+    (folder / "stage1_train_labels.csv").unlink()
+    assert "masks lie in 18 folders" in refused(project, "mask_objects")
+
+
+def test_several_rows_an_image_may_be_pieces_of_one_mask(project):
+    drawn.write("mask_objects", project.root / "data")
+    ended = new(project, "mask_objects")
+    assert "objects that are told apart, or pieces of one mask?" in " ".join(ended.out.split())
+    assert "pieces of one mask?" not in new(project, "mask_objects", "task=segmentation()", "overwrite=true").out
+
+
 def test_run_lengths_of_another_use_are_no_masks(project):
     made(project, "id,tags", ["0 16", "25 3", "16 25", "0 25 16 3"], "id,tags", ("0 16",))
     assert new(project, "made").code == 0

@@ -16,7 +16,7 @@ from pipeline.discover.draft import Draft
 from pipeline.discover.folder import Folder, top
 from pipeline.discover.matching import MASKED, MASKS, ROLES, Files, hint
 from pipeline.discover.roles import FEW, SAMPLES, find_sample, find_train, said
-from pipeline.errors import UserError
+from pipeline.errors import UserError, some
 from pipeline.masks import RleForm
 from pipeline.patterns import COVERED, without_suffix
 from pipeline.rle import EMPTY
@@ -26,6 +26,7 @@ CODED = {"rle", "rles", "encodedpixels", "encoded", *MASKS}  # words of a column
 LONG = 8  # numbers of a text that is more than a box
 VOIDS = {"void", "ignore", "ignored", "unlabelled", "unlabeled", "unknown"}  # classes whose pixels count nowhere
 ENDS = ("_mask", "-mask", "_masks", "_seg", "_segmentation", "_gt", "_groundtruth")  # of masks beside their images
+MOST_PLACES = 8  # folders of masks that are more than sites and parts
 TRIED = 50  # mask files whose image is looked for
 GIVEN = ("rle", "rows", "classes", "class_column", "separator", "void")  # of mask.*, what else follows from
 
@@ -208,6 +209,13 @@ def _mask_folder(folder: Folder, beside: set[str]) -> str:
     found = [top(name) for name in folder.images if _is_mask(name)]
     found = [place for place in found if not _said(place) & ROLES["test"]] or ([] if found else list(map(top, beside)))
     count = Counter(_outermost(place) for place in found)
+    heads = {place.rpartition("/")[0].rpartition("/")[0] for place in count}
+    if len(count) > MOST_PLACES and len(heads) < len(count) / 2:
+        raise UserError(
+            f"masks lie in {len(count)} folders, such as {some(sorted(count))}, one for each image: several files an "
+            "image are read only where each is a class; write them to a csv of run-length texts, one row an object, or "
+            "number the objects of an image in one file"
+        )
     return max(count, key=lambda place: (bool(_said(place) & ROLES["train"]), count[place]), default="")
 
 

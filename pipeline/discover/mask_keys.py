@@ -68,6 +68,11 @@ def _of_texts(told: Told, rows: Rows, draft: Draft) -> tuple[str, str]:
         draft.set("mask.empty", empty, "so the tables tell a mask without a pixel")
     if form.rows == "object":
         _settle_overlap(table, sample, base, draft)
+        if "task" not in draft.given:
+            draft.open["task"] = (
+                "an image has several rows: objects that are told apart, or pieces of one mask? for pieces, as where "
+                "the metric is Dice, say task=segmentation()"
+            )
     _note_left_out(rows, draft)
     return _kind_of_texts(table, form)
 
@@ -216,7 +221,7 @@ def _of_pixels(told: Told, rows: Rows, sample: Sequence[str], draft: Draft) -> t
     draft.set("mask.pixels", form.kind, f"{len(sample)} files looked at: {values}")
     kind = str(draft.value("mask.pixels"))
     if form.on > 1:
-        draft.set("mask.on", form.on, "black and white with greys between, as resizing or JPEG leaves them")
+        draft.set("mask.least", form.on, "black and white with greys between, as resizing or JPEG leaves them")
     if form.void is not None and kind != LABELS:
         draft.set("mask.void", _code(form.void), "stands apart from the classes: it counts nowhere")
     if kind == LABELS:

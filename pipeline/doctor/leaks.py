@@ -196,6 +196,11 @@ SIZE_ADVICE = (
 BYTES_ADVICE = (
     "plain pictures take fewer bytes than busy ones, so this may be honest; level 2 may use it (stack.features=true)"
 )
+SOURCE_ADVICE = (
+    "what masks cover goes with the images' sizes: they come from different sources, which show different things; fair "
+    "where test images have these sizes too, see the table of images; a source that the test adds is a new one: then "
+    "put the source into a column and deal folds by it, data.group"
+)
 DATE_ADVICE = (
     "the files' dates follow the target: they say how the data were made; test files' dates may tell as much, but only "
     "if the download kept them"

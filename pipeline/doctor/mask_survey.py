@@ -111,9 +111,8 @@ def _of_file(told: Told, row: int, seen: MaskSurvey) -> Iterator[tuple[str, str]
 # --- what is said -------------------------------------------------------------------------------------------------
 
 
-def sheets(seen: MaskSurvey, told: Told) -> list[Sheet]:
-    """What each class covers, and how many images are empty."""
-    total = told.covered(seen.shares)
+def sheets(seen: MaskSurvey, told: Told, total: np.ndarray) -> list[Sheet]:
+    """What each class covers, and how many images are empty. total: (N,) the share that anything covers."""
     rows = [_line(name, seen.shares[:, place]) for place, name in enumerate(seen.columns)]
     if len(rows) > 1:
         rows.append(_line("anything", total))

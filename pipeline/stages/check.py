@@ -68,9 +68,14 @@ def _examine(config: Config, competition: Competition) -> dict[str, Any]:
     sheets: list[Sheet | None] = [balance.sizes(seen), balance.colours(seen)]
     if strata is not None and competition.masks:
         seen_masks = mask_survey.read(competition, competition.masks)
+        task: Any = task_for(config, competition)
+        covered = task.covered(competition.targets)
         strata = seen_masks.shares  # for the questions below, what is covered is a number
         more, rare = balance.targets((strata > 0).astype(np.int64), columns, _folds(config, competition))
-        sheets, findings = [*sheets, *mask_survey.sheets(seen_masks, competition.masks), *more], findings + rare
+        sheets, findings = (
+            [*sheets, *mask_survey.sheets(seen_masks, competition.masks, covered), *more],
+            findings + rare,
+        )
         findings += mask_survey.findings(
             seen_masks, config, competition, functools.partial(_caption, seen, competition)
         )
@@ -170,6 +175,8 @@ def _leaks(
         leaks.Fact("width × height", sizes, False, leaks.SIZE_ADVICE),
         leaks.Fact("file bytes", weights, True, leaks.BYTES_ADVICE, "note", leaks.OF_CONTENT),
     ]
+    if competition.masks:  # which level 2 predicts without such facts, and which follow from the content
+        facts[-2:] = [leaks.Fact("width × height", sizes, False, leaks.SOURCE_ADVICE, "note", leaks.OF_CONTENT)]
     facts += [leaks.Fact("date of the file", times, True, leaks.DATE_ADVICE, "note")] if times.all() else []
     order, sorted_rows = leaks.row_order(strata)
     facts += [order] if config.data.train_csv else []  # else the table is in the order of the class folders by design

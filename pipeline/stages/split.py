@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +25,11 @@ def run(config: Config) -> list[Outcome]:
     reused = path.read_bytes() == before
     if reused:
         say(f"{shown(path)}: stands as asked for, nothing to do")
+    task: Any = task_for(config, competition)
     if competition.masks:
-        shares = competition.targets.to_numpy(dtype=np.float64)
-        say(_table_of_masks(folds, competition.masks.covered(shares)))
+        say(_table_of_masks(folds, task.covered(competition.targets)))
     else:
-        say(_table(folds, task_for(config, competition).strata(competition.targets)))
+        say(_table(folds, task.strata(competition.targets)))
     facts = {"folds": int(folds.max()) + 1, "rows": len(folds)}
     note = f"{facts['folds']} folds of {facts['rows']} rows"
     return [Outcome("split", seconds=time.perf_counter() - began, note=note, reused=reused, facts=facts)]
