@@ -135,7 +135,8 @@ def lr_range(run: Run, low: float = LOW, high: float = HIGH) -> Curve:
                 break
     if not losses:
         raise UserError("the loss is not finite before the first step; ./run.sh stage=sanity says more")
-    return Curve(rates[: len(losses)], np.array(losses), diverged=len(losses) < len(rates) or path[-1] > limit(path))
+    diverged = len(losses) < len(rates) or bool(path[-1] > limit(path))
+    return Curve(rates[: len(losses)], np.array(losses), diverged)
 
 
 def width(rates: np.ndarray) -> float:

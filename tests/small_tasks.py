@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline import rle
 
+SOURCE = Path(__file__).resolve().parent.parent
 MODEL = {
     "backbone": "small_image(width=4)",
     "pretrained": "false",

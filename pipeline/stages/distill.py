@@ -16,7 +16,7 @@ from pipeline.console import Outcome, say
 from pipeline.errors import UserError
 from pipeline.runs import Run, predicted_runs
 from pipeline.stages import predict, train
-from pipeline.tasks import Task, task_for
+from pipeline.tasks import Task, facts, task_for
 
 LEAK = {
     "member": "",
@@ -39,6 +39,7 @@ def run(config: Config) -> list[Outcome]:
         raise UserError(
             f"run={name} is no student but a run trained without a teacher; name another, run={name}-distilled"
         )
+    _check_crops(config, teachers)
     student.clear()
     folder = student.folder / "soft"
     names = "+".join(teacher.name for teacher in teachers)
@@ -88,9 +89,9 @@ def write_soft_labels(student: Run, teachers: list[Run], folder: Path) -> None:
     config, task = student.config, task_for(student.config, student.competition)
     teach = SOURCES[config.distill.source]
     parents = [t.need((fold,), "test.npz").parent for t in teachers for fold in range(t.count)]
-    facts = [artefacts.file_digest(p / n) for p in parents for n in ("test.npz", "oof.npz")]
+    digests = [artefacts.file_digest(p / n) for p in parents for n in ("test.npz", "oof.npz")]
     asked = (config.distill.source, config.distill.unlabelled, scoped(config, "predict"))
-    print_ = artefacts.fingerprint(*asked, [t.name for t in teachers], facts)
+    print_ = artefacts.fingerprint(*asked, [t.name for t in teachers], digests)
     files = [folder / f"fold{fold}.npz" for fold in range(teachers[0].count)]
     if artefacts.finished(folder.parent / "soft.json", print_, *files):
         return
@@ -165,6 +166,16 @@ def _by_member(
     folder, machine = teacher.member(held_out), Hardware(**teacher.stored()["hardware"])
     member = open_member(folder, teacher.as_trained(), teacher.competition, task, machine)
     return member.label(rows, scratch / f"{folder.name}.npz")
+
+
+def _check_crops(config: Config, teachers: list[Run]) -> None:
+    """A teacher of maps that saw the middle of an image says nothing of the rest."""
+    blind = [t.name for t in teachers if t.stored().get("settings", {}).get("data.resize") == "crop"]
+    if blind and config.data.resize != "crop" and facts(config.task).get("spatial"):
+        raise UserError(
+            f"the teacher {blind[0]} learned with data.resize=crop and says nothing of what lies outside, which "
+            f"data.resize={config.data.resize} shows to the student; set data.resize=crop, or name another teacher"
+        )
 
 
 def _check_models(teacher: Run) -> None:
