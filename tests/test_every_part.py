@@ -52,7 +52,8 @@ def test_part_trains_two_batches(project, key: str, part: registry.Part) -> None
 PROMISED = {  # what the project says it has, by kind; a part that vanishes or is renamed must vanish here too
     "losses": "cross_entropy weighted_cross_entropy balanced_cross_entropy focal focal_labels ohem bce asymmetric "
     "soft_f_beta lovasz_hinge lovasz_softmax poly1 bi_tempered symmetric_cross_entropy jsd mse mae huber log_cosh "
-    "quantile hinge normface sphereface cosface arcface adacos adacos_moving total",
+    "quantile hinge normface sphereface cosface arcface margin_by_count adacos adacos_moving total",
+    "pairs": "triplet contrastive circle multi_similarity sup_con proxy_anchor center",
     "pools": "avg max dual gem attention fractional_max",
     "heads": "linear mlp cosine bnneck multi_sample_dropout drop_connect",
     "auxiliaries": "none middle",

@@ -293,6 +293,27 @@ def test_margin_losses_fall_as_the_right_cosine_rises_and_cost_more_than_none() 
         assert (values[1:-1] > without[1:-1]).all(), loss
 
 
+@pytest.mark.parametrize(("form", "slow"), [("arcface", slow_arcface), ("cosface", slow_cosface)])
+def test_margin_by_count_gives_each_class_its_own(form: str, slow) -> None:
+    """a · n^-b + c of Ha et al. 2020; the last class has no rows, and is as one with a single row."""
+    torch.manual_seed(0)
+    cosines, counts = torch.rand(60, 4) * 1.998 - 0.999, [10_000, 100, 1, 0]
+    margins = [0.4 / max(count, 1) ** 0.5 + 0.1 for count in counts]
+    expected = torch.zeros(60, 4)
+    for row, scores in enumerate((9 * cosines).tolist()):
+        for y, margin in enumerate(margins):
+            expected[row, y] = slow(scores, [float(k == y) for k in range(4)], s=9.0, m=margin)
+    loss = functools.partial(losses.margin_by_count, s=9.0, a=0.4, b=0.5, c=0.1, form=form)
+    classes, soft = torch.arange(60) % 4, torch.rand(60, 4).softmax(dim=1)
+    given = torch.tensor(counts)
+    torch.testing.assert_close(
+        loss(9 * cosines, classes, given), expected[torch.arange(60), classes], rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(loss(9 * cosines, soft, given), (soft * expected).sum(dim=1), rtol=1e-4, atol=1e-4)
+    alike = losses.margin_by_count(9 * cosines, classes, given, s=9.0, a=0.0, c=0.3, form=form)
+    torch.testing.assert_close(alike, getattr(losses, form)(9 * cosines, classes, s=9.0, m=0.3))
+
+
 def test_margin_losses_start_from_the_number_of_classes_as_the_head_does() -> None:
     torch.manual_seed(0)
     vectors, classes = torch.randn(8, 6), torch.arange(8) % 4

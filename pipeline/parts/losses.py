@@ -386,14 +386,37 @@ def arcface(outputs: Tensor, target: Tensor, *, s: float = 0.0, m: float = 0.5) 
 
     s: the scale of the head cosine; 0: from the number of classes. m: the margin, in radians.
     """
+    return _margin_loss(outputs, target, s, lambda cosines: _turned(cosines, m))
 
-    def shifted(cosines: Tensor) -> Tensor:
-        sines = (1 - cosines.square()).sqrt()
-        turned = cosines * math.cos(m) - sines * math.sin(m)
-        # past π the cosine would rise again; the authors' code goes on in a straight line
-        return torch.where(cosines > math.cos(math.pi - m), turned, cosines - m * math.sin(m))
 
-    return _margin_loss(outputs, target, s, shifted)
+@part(
+    source="Ha et al. 2020 (Google Landmark Recognition 2020, third place), dynamic margins: a · n^-λ + b",
+    takes=("classes",),
+    cosines=True,
+    counts=True,
+    allowed={"s": (0, None), "a": (0, 1.5), "b": (0, 4), "c": (0, 1.5), "form": ("arcface", "cosface")},
+)
+def margin_by_count(
+    outputs: Tensor,
+    target: Tensor,
+    counts: Tensor,
+    *,
+    s: float = 0.0,
+    a: float = 0.5,
+    b: float = 0.25,
+    c: float = 0.05,
+    form: str = "arcface",
+) -> Tensor:
+    """ArcFace or CosFace whose margin is wider for rare classes: a · n^-b + c, n the training rows of the class.
+
+    counts: (C,) of the member's own training rows; one without any is as one with a single row. s: the scale of the
+    head cosine; 0: from the number of classes. a: what a class of one row has more than one of very many. b: how fast
+    that falls; 0: one margin for all. c: the least margin. form: arcface, of radians, or cosface, of cosines.
+    """
+    margins = a * counts.to(outputs.device, torch.float32).clamp(min=1) ** -b + c
+    if form == "cosface":
+        return _margin_loss(outputs, target, s, lambda cosines: cosines - margins)
+    return _margin_loss(outputs, target, s, lambda cosines: _turned(cosines, margins.clamp(max=math.pi / 2)))
 
 
 @part(
@@ -737,6 +760,16 @@ def _margin_loss(outputs: Tensor, target: Tensor, s: float, shifted: Callable[[T
     scale = starting_scale(s, outputs.shape[1])
     cosines = (outputs.float() / scale).clamp(-1 + 1e-6, 1 - 1e-6)  # an angle has no finite gradient at its ends
     return _expect(functional.softplus(_others(scale * cosines) - scale * shifted(cosines)), target)
+
+
+def _turned(cosines: Tensor, m: float | Tensor) -> Tensor:
+    """The cosine (B, C) of an angle larger by m radians, one for all or (C,).
+
+    Past π it would rise again; the authors' code goes on in a straight line.
+    """
+    along, across = (m.cos(), m.sin()) if isinstance(m, Tensor) else (math.cos(m), math.sin(m))
+    turned = cosines * along - (1 - cosines.square()).sqrt() * across
+    return torch.where(cosines > -along, turned, cosines - m * across)
 
 
 def _others(scores: Tensor) -> Tensor:
