@@ -14,6 +14,7 @@ from pipeline import engine, hardware, learner, objective, registry
 from pipeline.config import Config, replace
 from pipeline.data import Batch, Loader, Source, draw
 from pipeline.hardware import Hardware
+from pipeline.learner import last
 from pipeline.runs import Run
 from pipeline.tasks import Task, task_for
 from pipeline.training import counts_of, fresh_network, materials
@@ -94,7 +95,7 @@ class Bench:
     def right(self, batch: Batch) -> float:
         """The share of a batch that is answered right (of numbers: of its variance), in training mode."""
         with torch.no_grad(), self.fabric.autocast():
-            outputs = self.learner.network(batch.images[: len(batch.targets)].to(self.fabric.device))
+            outputs = last(self.learner.network(batch.images[: len(batch.targets)].to(self.fabric.device)))
         return self.task.learns.agreement(batch.targets.numpy(), outputs.float().cpu().numpy())
 
 

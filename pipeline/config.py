@@ -196,6 +196,10 @@ class Train:
         choices=("none", "linear", "sqrt"), scope="run",
     )  # fmt: skip
     base_batch: int = option(256, "images an optimizer step that lr is for, where scale_lr is on", low=1, scope="run")
+    presence: float = option(
+        0.2, "weight of the loss of a decoder's head of labels (aux=true): is a plane anywhere in the image?", low=0,
+        scope="run",
+    )  # fmt: skip
     checkpointing: bool = option(False, "compute activations again in the backward pass: less memory, the same result")
     compile: bool = option(False, "torch.compile the backbone for training; minutes at the start", scope="run")
     patience: int = option(0, "epochs without gain before training stops early; 0: off", low=0, scope="run")
@@ -744,14 +748,22 @@ def _check_several(config: Config) -> None:
         )
 
 
+def has_levels(decoder: str) -> bool:
+    """Whether a decoder learns at several levels."""
+    return bool(decoder and registry.complete_arguments("decoders", decoder).get("deep"))
+
+
 def _check_level(config: Config) -> None:
-    """A level is chosen where several have learned."""
-    if config.level in ("last", ""):
-        return
-    if config.level != "auto" and not (config.level.isdecimal() and int(config.level)):
+    """What level may be; of a run under its model's name, that there are some."""
+    if config.level not in ("last", "auto") and not (config.level.isdecimal() and int(config.level)):
         raise UserError(f"level={config.level}, but level is last, auto or a number from 1 on")
-    chosen, call = registry.bind("decoders", config.decoder) if config.decoder else (None, None)
-    if chosen is None or call is None or not (chosen.arguments | call.arguments).get("deep"):
+    if not config.run:  # else the run knows its decoder
+        check_levels(config)
+
+
+def check_levels(config: Config) -> None:
+    """UserError where a level is asked of a decoder without any."""
+    if config.level != "last" and not has_levels(config.decoder):
         raise UserError(
             f"level={config.level} needs a decoder whose levels learn, but decoder={config.decoder}; leave it out, or "
             "train decoder=unet_plus_plus(deep=true)"

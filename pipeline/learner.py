@@ -16,6 +16,7 @@ from pipeline.data import Batch
 from pipeline.forms import CLASSES, LEVELS, VOID, Form
 from pipeline.network import Network
 from pipeline.parts.losses import DISTILLATIONS
+from pipeline.segmenters import Answers
 
 
 class Learner(nn.Module):
@@ -40,6 +41,7 @@ class Learner(nn.Module):
             build = registry.build("auxiliaries", config.auxiliary)
             self.auxiliary = build(network.backbone, plan.outputs or len(plan.columns), plan.head)
         self.temperature = config.train.temperature
+        self.presence = config.train.presence
 
     def forward(self, batch: Batch, generator: np.random.Generator) -> torch.Tensor:
         """The mean loss of a batch, each row by its weight; generator draws what a mix draws."""
@@ -47,7 +49,7 @@ class Learner(nn.Module):
         if self.mix is not None:
             images, batch = self._mixed(images, batch, generator)
         if self.auxiliary is None:
-            rows = self._levels(self.network.outputs(images), batch)
+            rows = self._answers(self.network.outputs(images), batch)
         else:
             with self.auxiliary.watching(self.network.backbone) as seen:
                 outputs = self.network.outputs(images)
@@ -56,10 +58,12 @@ class Learner(nn.Module):
             rows = rows + self._rows(outputs, batch, self.memory)
         return (rows * batch.weights).sum() / batch.weights.sum()
 
-    def _levels(self, outputs: Any, batch: Batch) -> torch.Tensor:
-        """The losses of B rows: the mean over the levels of a network with deep supervision."""
-        levels = outputs if isinstance(outputs, list) else [outputs]
-        return torch.stack([self._rows(level, batch, self.memory) for level in levels]).mean(dim=0)
+    def _answers(self, outputs: torch.Tensor | Answers, batch: Batch) -> torch.Tensor:
+        """The losses of B rows: the mean over levels, and that of a head of labels by its share."""
+        if not isinstance(outputs, Answers):
+            return self._rows(outputs, batch, self.memory)
+        rows = torch.stack([self._rows(level, batch, self.memory) for level in outputs.planes]).mean(dim=0)
+        return rows if outputs.labels is None else rows + self.presence * presence_loss(outputs.labels, batch.targets)
 
     def _rows(self, outputs: torch.Tensor, batch: Batch, memory: torch.Tensor | None) -> torch.Tensor:
         """Outputs of V·B images → the losses of B rows: the mean over views, unless the loss compares them."""
@@ -97,6 +101,23 @@ def at_size(images: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Batch]:
         sized = {name: functional.interpolate(one, size=side, mode="nearest-exact") for name, one in planes.items()}
         batch = replace(batch, **sized)  # type: ignore[arg-type]
     return images.contiguous(memory_format=torch.channels_last), batch
+
+
+def last(outputs: torch.Tensor | Answers) -> torch.Tensor:
+    """What counts of a network's outputs in training."""
+    return outputs.planes[-1] if isinstance(outputs, Answers) else outputs
+
+
+def presence_loss(labels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """labels (B, P) raw outputs, targets (B, P, H, W) uint8 planes → (B,) binary cross-entropy of a plane's presence.
+
+    A plane is present where a pixel is more likely than not; one that is void everywhere counts as neither.
+    """
+    known = (targets != VOID).flatten(2)
+    present = ((targets > LEVELS // 2).flatten(2) & known).any(dim=2).float()
+    counts = known.any(dim=2).float()
+    losses = functional.binary_cross_entropy_with_logits(labels, present, reduction="none") * counts
+    return losses.sum(dim=1) / counts.sum(dim=1).clamp(min=1)
 
 
 def _probabilities(targets: torch.Tensor) -> torch.Tensor:

@@ -117,7 +117,9 @@ def normaliser(blueprint: Blueprint) -> Normalise:
 class PlaneNetwork(Network):
     """(B, C, H, W) uint8 images → (B, outputs, H, W) raw planes, float32; sides of any size.
 
-    While it is trained with deep supervision, ``outputs`` is a list: the planes of each level, the last one counts.
+    While it is trained with deep supervision or a head of labels, ``outputs`` are ``segmenters.Answers``. Then, where
+    there is that head, the odds of a plane's pixels are such that their probability is multiplied by the probability
+    that the plane is anywhere in the image: what lies below a cut's gate is empty.
     """
 
     def __init__(self, blueprint: Blueprint, segmenter: nn.Module) -> None:
@@ -147,15 +149,25 @@ class PlaneNetwork(Network):
         height, width = prepared.shape[-2:]
         down, right = -height % self.multiple, -width % self.multiple
         padded = nn.functional.pad(prepared, (0, right, 0, down), mode="replicate") if down or right else prepared
-        if self.training and len(self.segmenter.levels) > 1:
-            return [planes[..., :height, :width].float() for planes in self.segmenter.answers(padded).planes]
-        return self.segmenter(padded)[..., :height, :width].float()
+        if self.training and (len(self.segmenter.levels) > 1 or self.segmenter.labels is not None):
+            answers = self.segmenter.answers(padded)
+            planes = [one[..., :height, :width].float() for one in answers.planes]
+            return answers._replace(planes=planes, labels=None if answers.labels is None else answers.labels.float())
+        found, labels = self.segmenter.with_labels(padded)
+        found = found[..., :height, :width].float()
+        return found if labels is None else _both(found, labels.float()[..., None, None])
 
     def quicken(self, dtype: torch.dtype) -> None:
         """Fold BatchNorm of encoder and decoder into the convolutions, and put all in a fast format."""
         for name in ("encoder", "decoder"):
             setattr(self.segmenter, name, fold_batchnorm(getattr(self.segmenter, name)))
         self.to(dtype)
+
+
+def _both(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """The logit of the product of two logits' probabilities: −log(exp(−a) + exp(−b) + exp(−a − b))."""
+    first, second = torch.broadcast_tensors(first, second)
+    return -torch.logsumexp(torch.stack([-first, -second, -first - second]), dim=0)
 
 
 class TimmBackbone(nn.Module):

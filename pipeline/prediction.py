@@ -13,7 +13,7 @@ import pandas as pd
 from pipeline import checkpoint, hardware, infer, masked, network, ragged, registry, stores
 from pipeline.artefacts import Predictions, atomic, read_json, save_maps, shown
 from pipeline.competition import Competition
-from pipeline.config import Config
+from pipeline.config import Config, has_levels
 from pipeline.errors import UserError, some
 from pipeline.hardware import Hardware
 from pipeline.images import Images
@@ -41,7 +41,7 @@ class Member:
         hardware.start(machine)
         plan = network.Blueprint(**content["blueprint"])
         states = checkpoint.networks(content)
-        level = level_of(config, folder)
+        level = level_of(config, folder, plan.decoder)
         each = (network.from_checkpoint({**content, "network": state}, level) for state in states)
         self.networks = [infer.ready(one, machine) for one in each]
         read = replace(config.data, channels=plan.channels, resize=plan.resize, preprocess=plan.preprocess)
@@ -159,8 +159,10 @@ def whole(strips: Iterator[tuple[bool, np.ndarray]]) -> Iterator[np.ndarray]:
         yield np.concatenate(parts)
 
 
-def level_of(config: Config, folder: Path) -> int:
-    """The level at which the member in a folder predicts; 0: the last."""
+def level_of(config: Config, folder: Path, decoder: str) -> int:
+    """The level at which the member in a folder predicts; 0: the last. A decoder without levels has no auto."""
+    if config.level == "auto" and not has_levels(decoder):
+        return 0
     if config.level != "auto":
         return int(config.level) if config.level.isdecimal() else 0
     record = folder.parent / LEVELS

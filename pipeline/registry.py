@@ -164,10 +164,15 @@ def bind(kind: str, text: str) -> tuple[Part, Call]:
     return chosen, call
 
 
+def complete_arguments(kind: str, text: str) -> dict[str, Any]:
+    """All arguments of a call-string: its own, and the defaults of the others."""
+    chosen, call = bind(kind, text)
+    return {**chosen.arguments, **call.arguments}
+
+
 def complete(kind: str, text: str) -> str:
     """A call-string with every argument in the order of the signature, so that equal ones are equal as texts."""
-    chosen, call = bind(kind, text)
-    return str(Call(call.name, {**chosen.arguments, **call.arguments}))
+    return str(Call(parse(text).name, complete_arguments(kind, text)))
 
 
 def unfold(kind: str, text: str) -> Iterator[str]:

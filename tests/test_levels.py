@@ -82,8 +82,18 @@ def test_a_choice_needs_all_folds(project):
     assert ended.code == 2
     assert "fold1 is not trained to the end" in ended.err
     assert not (project.root / "runs/squares/tiny/fold0/test.npz").exists()
+    trained = project.root / "runs/squares/tiny/fold0"
     with pytest.raises(UserError, match="stage=predict fold=all"):
-        prediction.level_of(compose({"level": "auto", "decoder": DEEP[8:]}), project.root / "runs/squares/tiny/fold0")
+        prediction.level_of(compose({"level": "auto", "decoder": DEEP[8:]}), trained, DEEP[8:])
+    assert prediction.level_of(compose({"level": "auto", "decoder": DEEP[8:]}), trained, "unet()") == 0
+
+
+def test_a_run_knows_its_decoder(project):
+    small_masks.write(project.root, rows=4)
+    assert project.run("stage=train", "run=plain").code == 0
+    ended = project.run("stage=predict", "run=plain", "level=auto")
+    assert ended.code == 2
+    assert "deep=true" in ended.err
 
 
 def row(number: int, below: float, se: float) -> Level:

@@ -6,7 +6,8 @@ planes (B, outputs, H, W). ``encode(depth=5, stride=32, tokens=False)`` gives th
 
 widths of decoders are per step, coarse to fine, for backbones that begin at half the image's size; those that have a
 map as large as the image need no last step, and those with fewer steps take the last of the list. All take aux: a head
-of labels on the coarsest map, which learns whether a plane is anywhere in the image.
+of labels on the coarsest map, which learns whether a plane is anywhere in the image (train.presence weighs its loss);
+for prediction the probability of a plane's pixels is multiplied by that of the plane, so that a cut's gate sees both.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline import artefacts, evaluate
 from pipeline.artefacts import Predictions, shown
-from pipeline.config import Config, replace, scoped
+from pipeline.config import Config, check_levels, replace, scoped
 from pipeline.console import Outcome, say, warn
 from pipeline.runs import Run, beside
 from pipeline.tasks import Task, task_for
@@ -27,6 +27,7 @@ def run(config: Config) -> list[Outcome]:
     run = Run(config, artefacts.run_name(config))
     run = Run(run.as_trained(), run.name)
     task = task_for(config, run.competition)
+    check_levels(run.config)
     auto = run.config.level == "auto"
     if auto:
         from pipeline import levels

@@ -164,6 +164,11 @@ def _check_spatial(config: Config, spatial: bool) -> None:
     wrong = next((f"{key}={value}" for key, value in (never if spatial else only).items() if value), "")
     if wrong:
         raise UserError(f"{wrong} does not go with task={config.task}, which {_has(spatial)} masks; leave it out")
+    if spatial and registry.complete_arguments("decoders", config.decoder).get("aux") and not _takes_aux(config):
+        raise UserError(
+            f"decoder={config.decoder} learns by aux=true which planes are empty, but each pixel of task={config.task} "
+            "has one class; leave aux out"
+        )
     moves = {name for name, part in registry.parts("preprocesses").items() if part.facts.get("moves")}
     for call in config.data.preprocess if spatial else ():
         if registry.parse(call).name in moves:
@@ -172,6 +177,13 @@ def _check_spatial(config: Config, spatial: bool) -> None:
                 f"data.preprocess={call} moves pixels, and the masks of task={config.task} would not follow; those "
                 f"that fit: {fits}"
             )
+
+
+def _takes_aux(config: Config) -> bool:
+    """Whether the planes that are learned stand for themselves, so that one may be empty."""
+    from pipeline.forms import MAPS  # it imports numpy, which help does without
+
+    return not MAPS[facts(config.task)["learns"]].simplex
 
 
 def _has(spatial: bool) -> str:
