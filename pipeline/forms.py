@@ -7,6 +7,9 @@ Of the spatial forms truth and values are sequences of N images, each of its own
 masks: truth *bits* (C, H, W) uint8, values (C, H, W) probabilities, each its own. class_masks: truth *indices* (H, W)
 uint8, values (C, H, W) probabilities that sum to one over C. objects: truth *labels* (H, W) int32, values (C, H, W)
 of the planes that tell objects apart. See ``pipeline/masks.py`` for bits, indices and labels.
+
+ranks: what metrics of ranked lists see, truth (Q,) int64, how many right answers there are to each query, and its
+answers (Q, k) int8, best first; see ``ranking.judge``. No network learns it.
 """
 
 from __future__ import annotations
@@ -97,3 +100,5 @@ MASKS = Form("masks", bounded=True, simplex=False, spatial=True)
 CLASS_MASKS = Form("class_masks", bounded=True, simplex=True, spatial=True)
 OBJECTS = Form("objects", bounded=True, simplex=False, spatial=True)
 MAPS = {form.name: form for form in (MASKS, CLASS_MASKS, OBJECTS)}
+
+RANKS = "ranks"

@@ -12,11 +12,12 @@ from lightning_fabric import Fabric
 
 from pipeline import registry
 from pipeline.errors import UserError
-from pipeline.forms import FORMS, MAPS, Form
+from pipeline.forms import FORMS, MAPS, RANKS, Form
 from pipeline.parts.augments import augmenter
 from pipeline.parts.losses import starting_scale
 from pipeline.parts.metrics_masks import score
 from pipeline.parts.views import expand
+from pipeline.ranking import Search, unit
 from pipeline.symmetry import SYMMETRIES
 
 ALL = [
@@ -666,6 +667,52 @@ def test_cut_declares_a_search_that_binds(name: str) -> None:
         assert np.array_equal(built(values), registry.build("cuts", name)()(values))
 
 
+# --- searches -----------------------------------------------------------------------------------------------------
+
+
+def a_search(alone: bool, rows: int = 120, queries: int = 5) -> Search:
+    """Points of length 1 around four directions in turn; two are copies."""
+    generator = np.random.default_rng(0)
+    centres = np.eye(CLASSES, 8)
+    gallery = unit(centres[np.arange(rows) % CLASSES] + 0.3 * generator.normal(size=(rows, 8)))
+    gallery[rows // 2] = gallery[0]
+    asked = unit(centres[np.arange(queries) % CLASSES] + 0.3 * generator.normal(size=(queries, 8)))
+    return Search(gallery, gallery, True) if alone else Search(asked, gallery)
+
+
+@each("rerankings")
+@pytest.mark.parametrize("alone", [False, True], ids=["gallery", "pool"])
+def test_reranking_gives_a_search_that_still_finds_the_right_direction(name: str, alone: bool) -> None:
+    rerank, facts = registry.build("rerankings", name), registry.facts("rerankings", name)
+    for rows in (2, 120):
+        given = a_search(alone, rows)
+        given.queries.setflags(write=False)
+        given.gallery.setflags(write=False)
+        found = rerank(given)
+        assert (found.scores is not None) == (facts["gives"] == "scores")
+        assert (found.queries.shape, found.gallery.shape) == (given.queries.shape, given.gallery.shape)
+        assert (found.queries.dtype, found.gallery.dtype) == (np.float32, np.float32)
+        np.testing.assert_allclose(np.linalg.norm(found.queries, axis=1), 1, atol=1e-5)
+        similarities, places = found.nearest(3)
+        assert places.shape == (len(given.queries), min(3, rows - alone))
+        assert np.isfinite(similarities).all()
+        assert (np.diff(similarities, axis=1) <= 0).all()
+        assert not alone or (places != np.arange(rows)[:, None]).all()
+    assert (places[:, 0] % CLASSES == np.arange(len(places)) % CLASSES).mean() > 0.7
+    np.testing.assert_allclose(found.similarities(2, 5), found.similarities(0, 5)[2:], atol=1e-6)
+
+
+@each("rerankings")
+def test_reranking_declares_a_search_that_binds(name: str) -> None:
+    part, given = registry.find("rerankings", name), a_search(alone=False)
+    assert part.facts["gives"] in ("points", "scores")
+    for key, candidates in part.facts["search"].items():
+        assert part.arguments[key] in candidates, "the default is among the candidates"
+        assert len(set(candidates)) == len(candidates)
+        for candidate in candidates:
+            assert np.isfinite(registry.build("rerankings", f"{name}({key}={candidate})")(given).nearest(2)[0]).all()
+
+
 # --- scores and folds ---------------------------------------------------------------------------------------------
 
 
@@ -696,6 +743,21 @@ def images_and_answers(form: str) -> tuple[list[np.ndarray], list[np.ndarray], l
     return truth, [one.copy() for one in truth], wrong
 
 
+def lists_and_answers() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How many each of 40 queries could find, ranked lists that find them at once, and others that find none."""
+    truth = np.repeat([1, 2, 3, 4], 10)
+    right = (np.arange(9) <= truth[:, None]).astype(np.int8)
+    right[:, 0] = -1
+    return truth, right, np.zeros_like(right)
+
+
+def given_to_metrics(form: str, wants: str) -> tuple:
+    """Truth, a right and a wrong answer of a form."""
+    if form == RANKS:
+        return lists_and_answers()
+    return images_and_answers(form) if form in MAPS else truth_and_answers(form, wants)
+
+
 def score_of(name: str, truth: list[np.ndarray] | np.ndarray, answer: list[np.ndarray] | np.ndarray) -> float:
     """What a metric says of rows, or of images one by one."""
     metric, facts = registry.build("metrics", name), registry.facts("metrics", name)
@@ -715,9 +777,9 @@ def test_metric_prefers_the_truth(name: str) -> None:
     assert isinstance(facts["greater"], bool)
     assert facts["wants"] in ("decision", "probability")
     assert facts["takes"], "declare the forms it takes"
-    assert set(facts["takes"]) <= {*FORMS, *MAPS}
+    assert set(facts["takes"]) <= {*FORMS, *MAPS, RANKS}
     for form in facts["takes"]:
-        given = images_and_answers(form) if form in MAPS else truth_and_answers(form, facts["wants"])
+        given = given_to_metrics(form, facts["wants"])
         good, bad = (score_of(name, given[0], answer) for answer in given[1:])
         assert np.isfinite([good, bad]).all()
         assert (good > bad) == facts["greater"]
@@ -727,7 +789,7 @@ def test_metric_prefers_the_truth(name: str) -> None:
 def test_metric_of_one_row_and_of_one_class_is_finite(name: str) -> None:
     facts = registry.facts("metrics", name)
     for form in facts["takes"]:
-        given = images_and_answers(form) if form in MAPS else truth_and_answers(form, facts["wants"])
+        given = given_to_metrics(form, facts["wants"])
         for rows in (slice(1), slice(1, 2), slice(5), slice(2 if form in MAPS else 35, None)):
             truth, right, wrong = (table[rows] for table in given)
             assert np.isfinite([score_of(name, truth, answer) for answer in (right, wrong)]).all()

@@ -1,0 +1,212 @@
+"""Exact search among embeddings, and what its neighbours answer: ranked ids, ranked labels, right or wrong.
+
+Embeddings are float32 rows of length 1, so that a dot product is a cosine. NumPy alone, in blocks: memory grows with
+the answers (Q, k), never with queries × gallery. Re-rankings (``parts/rerankings.py``) make one search of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline import registry
+from pipeline.errors import UserError
+
+BLOCK = 1 << 24  # similarities at a time: 64 MB, and as much again while the best are sought
+HIT, MISS, JUNK = 1, 0, -1  # what an answer is; junk counts as if it were not there
+Scores = Callable[[int, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Queries and the gallery that they search.
+
+    queries (Q, D), gallery (G, D): float32, rows of length 1. alone: a pool that searches itself; query i is row i of
+    the gallery and no answer to itself, and both are one array until queries alone are moved. scores: (start, stop) → a
+    new (stop - start, G) float32 array of how near the gallery is to these queries, more is nearer; None: by cosine.
+    """
+
+    queries: np.ndarray
+    gallery: np.ndarray
+    alone: bool = False
+    scores: Scores | None = None
+
+    def __post_init__(self) -> None:
+        if self.queries.shape[1] != self.gallery.shape[1]:
+            raise UserError(
+                f"queries have {self.queries.shape[1]} numbers each, but the gallery {self.gallery.shape[1]}; "
+                "embed both with the same members"
+            )
+        if self.alone and len(self.queries) != len(self.gallery):
+            raise UserError(f"a pool that searches itself has as many queries as rows: {len(self.gallery)}")
+        for points, name in ((self.queries, "queries"), (self.gallery, "gallery")):
+            if not np.isfinite(points).all():
+                rows = np.flatnonzero(~np.isfinite(points).all(axis=1))[:5].tolist()
+                raise UserError(f"embeddings of the {name} are not finite, as in rows {rows}; train with a smaller lr")
+
+    @property
+    def points(self) -> np.ndarray:
+        """(N, D) all there are, queries first; of a pool that searches itself the queries, which are all of it."""
+        return self.queries if self.alone else np.concatenate([self.queries, self.gallery])
+
+    def similarities(self, start: int, stop: int) -> np.ndarray:
+        """(stop - start, G) float32 of the queries from start on; more is nearer."""
+        if self.scores is not None:
+            return self.scores(start, stop)
+        return self.queries[start:stop] @ self.gallery.T
+
+    def nearest(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest of each query: similarities (Q, k) float32 and places in the gallery (Q, k) int64, best first.
+
+        Equal ones come in the gallery's order. k is cut to what there is: G, or G - 1 where a pool searches itself.
+        """
+        k = min(k, len(self.gallery) - self.alone)
+        found = np.empty((len(self.queries), k), dtype=np.float32)
+        places = np.empty((len(self.queries), k), dtype=np.int64)
+        for start, stop in blocks(len(self.queries), len(self.gallery)):
+            table = self.similarities(start, stop)
+            if self.alone:
+                table[np.arange(stop - start), np.arange(start, stop)] = -np.inf
+            places[start:stop] = best(table, k)
+            found[start:stop] = np.take_along_axis(table, places[start:stop], axis=1)
+        return found, places
+
+
+def blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of as many rows as ``BLOCK`` similarities are; at least one."""
+    step = max(1, BLOCK // max(1, columns))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def best(table: np.ndarray, k: int) -> np.ndarray:
+    """(b, k) places of the largest of each row of table (b, G), best first; of equal ones the first. k ≤ G."""
+    count = table.shape[1]
+    if not 0 < k < count:
+        return np.argsort(-table, axis=1, kind="stable")[:, :k]
+    least = np.partition(table, count - k, axis=1)[:, count - k]
+    chosen = table >= least[:, None]
+    for row in np.flatnonzero(np.count_nonzero(chosen, axis=1) > k):  # more are equal to the last than there is room
+        equal = np.flatnonzero(table[row] == least[row])
+        chosen[row, equal[k - np.count_nonzero(table[row] > least[row]) :]] = False
+    places = np.flatnonzero(chosen).reshape(len(table), k) % count
+    order = np.argsort(-np.take_along_axis(table, places, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(places, order, axis=1)
+
+
+def unit(points: np.ndarray) -> np.ndarray:
+    """(N, D) float32 rows of length 1 in the same directions; rows of zeros stay."""
+    wide = np.asarray(points, dtype=np.float32)
+    length = np.linalg.norm(wide, axis=1, keepdims=True)
+    return wide / np.where(length > 0, length, 1)
+
+
+# --- re-ranking ---------------------------------------------------------------------------------------------------
+
+
+def check_rerankings(calls: Sequence[str]) -> None:
+    """Raise UserError for an unknown re-ranking or argument, and for one behind another that leaves no points."""
+    for place, call in enumerate(calls):
+        if registry.facts("rerankings", call).get("gives") == "scores" and place < len(calls) - 1:
+            raise UserError(
+                f"{call} gives distances and no embeddings, so nothing can follow it, but {calls[place + 1]} does; "
+                "put it last"
+            )
+
+
+def reranked(search: Search, calls: Sequence[str]) -> Search:
+    """The search after re-rankings, one after the other; their call-strings are checked first."""
+    check_rerankings(calls)
+    for call in calls:
+        search = registry.build("rerankings", call)(search)
+    return search
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+
+
+def ranked_ids(places: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """places (Q, k) in the gallery and its ids (G,) → the ids (Q, k) as text, best first."""
+    return ids.astype(np.str_)[places]
+
+
+def ranked_labels(
+    similarities: np.ndarray, places: np.ndarray, labels: np.ndarray, k: int, new: str = "", threshold: float = 0.0
+) -> np.ndarray:
+    """Neighbours vote for their labels: up to k different ones a query, (Q, k) as text, best first; empty at the end.
+
+    similarities (Q, n) and places (Q, n), best first, as ``Search.nearest`` gives them; labels (G,) of the gallery. A
+    label is as near as its nearest image. new: the name of identities that the gallery lacks, such as new_whale; it
+    stands where a label of the similarity ``threshold`` would, behind those that are as near. Ask for more neighbours
+    than labels, for those of one identity make one answer: n images of few identities make a shorter list than k.
+    """
+    names, codes = np.unique(labels.astype(np.str_), return_inverse=True)
+    names, voted = np.append(names, [new]), codes[places]
+    if new:
+        voted = np.concatenate([voted, np.full((len(voted), 1), len(names) - 1)], axis=1)
+        similarities = np.concatenate([similarities, np.full((len(voted), 1), threshold, np.float32)], axis=1)
+        order = np.argsort(-similarities, axis=1, kind="stable")  # the last column, so behind what is as near
+        voted = np.take_along_axis(voted, order, axis=1)
+    there = first_of_their_kind(voted)
+    rank = there.cumsum(axis=1) - 1
+    rows, columns = np.nonzero(there & (rank < k))
+    answer = np.full((len(voted), k), "", dtype=names.dtype)
+    answer[rows, rank[rows, columns]] = names[voted[rows, columns]]
+    return answer
+
+
+def first_of_their_kind(codes: np.ndarray) -> np.ndarray:
+    """codes (Q, n) of whole numbers → (Q, n) bool: none before it in its row is the same."""
+    order = np.argsort(codes, axis=1, kind="stable")
+    sorted_ = np.take_along_axis(codes, order, axis=1)
+    fresh = np.ones(codes.shape, dtype=bool)
+    fresh[:, 1:] = sorted_[:, 1:] != sorted_[:, :-1]
+    first = np.empty_like(fresh)
+    np.put_along_axis(first, order, fresh, axis=1)
+    return first
+
+
+# --- right or wrong -----------------------------------------------------------------------------------------------
+
+
+def judge(
+    places: np.ndarray, queries: np.ndarray, gallery: np.ndarray, cameras: tuple[np.ndarray, np.ndarray] | None = None,
+    alone: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """What metrics of the form ``ranks`` see: how many each query could find (Q,) int64, and its answers (Q, k) int8.
+
+    places (Q, k) in the gallery, best first. queries (Q,), gallery (G,): their identities. cameras: (Q,) and (G,);
+    with them an image of the same identity by the same camera is ``JUNK``, which neither helps nor harms (Zheng et al.
+    2015, Market-1501). alone: a pool that searches itself; a query does not count among those that it could find.
+    An answer is a ``HIT``, a ``MISS`` or ``JUNK``.
+    """
+    answers = np.where(gallery[places] == queries[:, None], HIT, MISS).astype(np.int8)
+    relevant = _counts(queries, gallery)
+    if cameras is None:
+        return relevant - alone, answers
+    asked, taken = cameras
+    answers[(answers == HIT) & (taken[places] == asked[:, None])] = JUNK
+    return relevant - _counts(*_pairs(queries, gallery, asked, taken)), answers
+
+
+def judge_labels(answers: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of ranked labels (Q, k) as ``ranked_labels`` gives them: each query has one to find, its own (Q,)."""
+    return np.ones(len(truth), dtype=np.int64), np.where(answers == truth[:, None], HIT, MISS).astype(np.int8)
+
+
+def _counts(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """(Q,) int64 how many of the gallery (G,) are the same as each query (Q,)."""
+    names, codes = np.unique(np.concatenate([queries, gallery]), return_inverse=True)
+    return np.bincount(codes[len(queries) :], minlength=len(names))[codes[: len(queries)]]
+
+
+def _pairs(
+    queries: np.ndarray, gallery: np.ndarray, asked: np.ndarray, taken: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """One number for each pair of identity and camera, of queries and of the gallery."""
+    _, identity = np.unique(np.concatenate([queries, gallery]), return_inverse=True)
+    cameras, camera = np.unique(np.concatenate([asked, taken]), return_inverse=True)
+    both = identity * len(cameras) + camera
+    return both[: len(queries)], both[len(queries) :]
