@@ -24,6 +24,8 @@ from pipeline.forms import FORMS
 from pipeline.tasks import facts
 
 SYMMETRY = "hflip | d4: not known; does a mirrored image keep its label? a turned one too?"
+MIRRORED = "hflip | d4: a mask is mirrored with its image; d4 if a turned one is as likely"
+OPEN_TURNED = "is an image turned by 90° as likely as an upright one, as under a microscope? then symmetry=d4"
 OPEN_SYMMETRY = "does a mirrored image keep its label (hflip)? turned by 90° too (d4)? then set it: flips often help"
 
 
@@ -61,9 +63,7 @@ def discover(folder: Path, given: dict[str, Any], command: str) -> Discovery:
     answer = ""
     if not target.later:
         settle_metric(rows, target, draft)
-    draft.set("symmetry", "none", SYMMETRY)
-    if "symmetry" not in given:
-        draft.open["symmetry"] = OPEN_SYMMETRY
+    _settle_symmetry(target, draft)
     if target.columns:
         draft.set("data.target", target.columns, f"of {rows.train}" if rows.train else "the folder's name")
     settle_images(rows, looks, draft, boxes=told is None)
@@ -75,6 +75,15 @@ def discover(folder: Path, given: dict[str, Any], command: str) -> Discovery:
         if key not in draft.lines:
             draft.set(key, value, "")
     return Discovery(rows, target, looks, draft, answer)
+
+
+def _settle_symmetry(target: Target, draft: Draft) -> None:
+    """A mirrored image keeps a mask of one class true, mirrored as well; labels, and left and right, nobody knows."""
+    spatial = not target.later and facts(target.task).get("spatial")
+    one = bool(spatial) and len(draft.value("mask.classes", [])) <= 1
+    draft.set("symmetry", "hflip" if one else "none", MIRRORED if one else SYMMETRY)
+    if "symmetry" not in draft.given:
+        draft.open["symmetry"] = OPEN_TURNED if one else OPEN_SYMMETRY
 
 
 def _one_row_an_image(rows: Rows, target: Target) -> None:

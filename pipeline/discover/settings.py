@@ -120,7 +120,7 @@ def _class_counts(rows: Rows, target: Target) -> Counter[str]:
 def _settle_augment(target: Target, small: bool, draft: Draft) -> None:
     if "period" in registry.bind("tasks", target.task)[0].arguments:
         draft.set("augment", "none()", "an angle does not bear the rotations of light()")
-    elif small or draft.given.get("symmetry", "none") == "none":
+    elif draft.value("symmetry") == "none" or (small and not facts(target.task).get("spatial")):
         why = "small shifts, turns and scales" + ("" if small else "; with symmetry: hflip, medium() is stronger")
         draft.set("augment", "light()", why)
     else:
