@@ -36,7 +36,7 @@ def none(search: Search) -> Search:
 
 
 @part(
-    source="Radenović et al. 2019, section 3.4 (αQE); alpha 0 is average query expansion, Chum et al. 2007",
+    source="Radenović et al. 2019 (αQE); alpha 0 is average query expansion, Chum et al. 2007",
     gives="points",
     allowed={"k": (1, None), "alpha": (0, 20)},
     search={"k": (1, 2, 3, 5, 10, 20, 50), "alpha": (0, 1, 3, 5, 10)},
@@ -54,7 +54,7 @@ def query_expansion(search: Search, *, k: int = 10, alpha: float = 3.0) -> Searc
 
 
 @part(
-    source="Turcot & Lowe 2009, section 3; Arandjelović & Zisserman 2012; weights of Gordo et al. 2017, section 5.3",
+    source="Turcot & Lowe 2009; Arandjelović & Zisserman 2012; weights by rank as Gordo et al. 2017",
     gives="points",
     allowed={"k": (1, None)},
     search={"k": (1, 2, 3, 5, 10, 20)},
@@ -76,7 +76,7 @@ def database_augmentation(search: Search, *, k: int = 5) -> Search:
 
 
 @part(
-    source="Zhong et al. 2017, equations 2 to 12",
+    source="Zhong et al. 2017, sections 3.2 to 3.4, as the published code computes it",
     gives="scores",
     allowed={"k1": (1, None), "k2": (1, None), "weight": (0, 1)},
     search={
@@ -122,9 +122,10 @@ def _neighbours(points: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _reciprocal_sets(near: np.ndarray, k1: int) -> sparse.csr_array:
-    """(N, N) with the members of each point's R* (equation 5): what holds it and is held, and their own such sets.
+    """(N, N) with the members of each point's set R*: what holds it and is held, and their own such sets.
 
-    The set of half as many neighbours of each member joins where more than two thirds of it are there already.
+    The set of half as many neighbours of each member joins where more than two thirds of it are there already (the
+    paper says two thirds or more, the published code more).
     """
     held, half = _mutual(near[:, : k1 + 1]), _mutual(near[:, : round(k1 / 2) + 1])
     common = held.multiply(held @ half).tocsr()  # half is its own transpose
@@ -140,7 +141,7 @@ def _mutual(near: np.ndarray) -> sparse.csr_array:
 
 
 def _codes(points: np.ndarray, sets: sparse.csr_array, furthest: np.ndarray) -> sparse.csr_array:
-    """The sets as vectors (equation 7): exp(-distance) of each member; rows sum to 1, as in the authors' code."""
+    """The sets as vectors: exp(-distance) of each member; rows sum to 1, as in the published code."""
     count = np.diff(sets.indptr)
     rows, members = np.repeat(np.arange(len(points)), count), sets.indices
     weights = np.empty(len(rows), dtype=np.float32)
@@ -183,7 +184,7 @@ def _least(asked: sparse.csr_array, by_member: sparse.csc_array) -> np.ndarray:
 
 
 @part(
-    source="Iscen et al. 2017, equations 3 to 10, after Donoser & Bischof 2013; conjugate gradients cut short",
+    source="Iscen et al. 2017, after Zhou et al. 2003 and Donoser & Bischof 2013; conjugate gradients cut short",
     gives="scores",
     allowed={"k": (1, None), "start": (1, None), "alpha": (0, 0.9999), "gamma": (0, 20), "steps": (1, 1000)},
     search={
