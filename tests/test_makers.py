@@ -1,4 +1,4 @@
-"""The embedded segmentation competition, as its folder holds it."""
+"""The embedded competitions of masks and of retrieval, as their folders hold them."""
 
 from __future__ import annotations
 
@@ -126,3 +126,75 @@ def test_no_scan_is_drawn_in_both_sets(tmp_path: Path, monkeypatch: pytest.Monke
     makers.digits_segmentation(tmp_path)
     assert not given["train_images"] & given["test_images"]
     assert len(given["train_images"] | given["test_images"]) == 1797
+
+
+# --- retrieval ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def open_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits_retrieval")
+    makers.digits_retrieval(folder)
+    return folder
+
+
+def lists(folder: Path, name: str) -> dict[str, list[str]]:
+    """The ids that a table gives each query."""
+    frame = table(folder, name)
+    return {query: text.split() for query, text in zip(frame["id"], frame["matches"], strict=True)}
+
+
+def roles(folder: Path) -> tuple[list[str], list[str]]:
+    """The ids of queries and those of the gallery."""
+    test = table(folder, "test")
+    return (test["id"][test["role"] == "query"].tolist(), test["id"][test["role"] == "gallery"].tolist())
+
+
+def pixels(folder: Path, ids: list[str]) -> np.ndarray:
+    """Images as rows of length one."""
+    paths = [str(folder / "test_images" / f"{name}.png") for name in ids]
+    rows = np.stack([cv2.imread(path, cv2.IMREAD_UNCHANGED).ravel() for path in paths]).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_retrieval_is_written_as_a_competition_of_ranked_lists(open_set: Path) -> None:
+    train, test = table(open_set, "train"), table(open_set, "test")
+    assert (list(train.columns), list(test.columns)) == (["id", "identity"], ["id", "role"])
+    assert sorted(set(train["identity"])) == [f"d{digit}" for digit in range(7)]
+    queries, gallery = roles(open_set)
+    assert (len(train), len(queries), len(gallery)) == (1264, 120, 413)
+    for name, ids in (("train_images", train["id"]), ("test_images", test["id"])):
+        assert sorted(path.stem for path in (open_set / name).iterdir()) == ids.tolist()
+    assert not set(train["id"]) & set(test["id"])
+    sample, solution = lists(open_set, "sample_submission"), lists(open_set, "solution")
+    assert list(sample) == list(solution) == queries
+    assert all(len(set(answer)) == len(answer) == 20 and set(answer) <= set(gallery) for answer in sample.values())
+
+
+def test_retrieval_s_solution_names_all_that_match_and_parts_the_identities(open_set: Path) -> None:
+    solution, gallery = lists(open_set, "solution"), roles(open_set)[1]
+    groups = {tuple(matches) for matches in solution.values()}
+    assert len(groups) == 3
+    assert sorted(name for group in groups for name in group) == sorted(gallery)
+    usage = table(open_set, "solution").assign(group=[" ".join(one) for one in solution.values()])
+    assert set(usage.groupby(["group", "Usage"]).size()) == {20}
+
+
+def test_retrieval_has_images_that_pixels_alone_find_badly(open_set: Path) -> None:
+    """Mean average precision at 20 of the nearest by cosine; of the raw scans it would be above 0.9."""
+    queries, gallery = roles(open_set)
+    order = np.argsort(-pixels(open_set, queries) @ pixels(open_set, gallery).T, axis=1)[:, :20]
+    scores = []
+    for answer, matches in zip(order, lists(open_set, "solution").values(), strict=True):
+        hits = [gallery[place] in matches for place in answer]
+        scores.append(sum(sum(hits[: rank + 1]) / (rank + 1) for rank in range(20) if hits[rank]) / 20)
+    assert 0.25 < np.mean(scores) < 0.6
+    assert cv2.imread(str(next((open_set / "train_images").iterdir())), cv2.IMREAD_UNCHANGED).shape == (24, 24)
+
+
+def test_retrieval_is_the_same_bytes_each_time_and_others_by_another_seed(open_set: Path, tmp_path: Path) -> None:
+    for name, seed in (("again", 0), ("other", 1)):
+        (tmp_path / name).mkdir()
+        makers.digits_retrieval(tmp_path / name, seed=seed)
+    assert contents(tmp_path / "again") == contents(open_set)
+    assert contents(tmp_path / "other") != contents(open_set)

@@ -24,6 +24,10 @@ SMALLEST, LARGEST = 22, 58  # px, the height of a digit
 TRIES = 20  # to find a place where a digit covers no other
 SHARPNESS = 4  # of a stroke's edge: the larger, the less a digit looks enlarged from 8×8
 CONTRAST = (45, 100)  # grey levels between a stroke and the ground under it
+KNOWN = 7  # the digits below are the identities to train on, the others those to find
+QUERIES = 40  # of each identity to find
+ANSWERS = 20  # a query may have
+SIDE, HEIGHTS, TURN = 24, (12, 20), 15  # px of an image; px of the digit in it; degrees to either side
 
 
 @part(source="scikit-learn load_digits; Alpaydin & Kaynak 1998, UCI optical recognition of handwritten digits")
@@ -84,6 +88,60 @@ def digits_segmentation(folder: Path, *, seed: int = 0) -> None:
     _write_tables(folder, *tables, {"EncodedPixels": "1 1"}, generator)
 
 
+@part(source="scikit-learn load_digits; Alpaydin & Kaynak 1998, UCI optical recognition of handwritten digits")
+def digits_retrieval(folder: Path, *, seed: int = 0) -> None:
+    """Open-set retrieval: 1,264 real handwritten digits 0 to 6 to train on; 7, 8 and 9 to find, 120 queries among 413.
+
+    Grey PNG of 24×24. Each scan is enlarged, slightly turned and put somewhere: as they are scanned, pixels alone would
+    find their like. Writes train.csv (id, identity), test.csv (id, role: query or gallery), sample_submission.csv (id
+    of each query, matches: up to 20 ids of the gallery, best first, between spaces) and solution.csv (all that match).
+    Public are half of the queries of each digit. seed: of all that is drawn; the same bytes every time.
+    """
+    import cv2
+    import numpy as np
+    import pandas as pd
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    generator = np.random.default_rng(seed)
+    ids = [f"{number:04x}" for number in generator.choice(16**4, len(scans.target), replace=False)]
+    rows = pd.DataFrame({"id": ids, "identity": [f"d{digit}" for digit in scans.target]})
+    images = [_placed(scan.astype(np.float32) / 16, generator) for scan in scans.images]
+    rows = rows.sort_values("id")
+    train, test = rows[scans.target[rows.index] < KNOWN], rows[scans.target[rows.index] >= KNOWN]
+    for name, part_of in (("train_images", train), ("test_images", test)):
+        (folder / name).mkdir()
+        for row, image_id in part_of["id"].items():
+            (folder / name / f"{image_id}.png").write_bytes(cv2.imencode(".png", images[row])[1].tobytes())
+    drawn = test.groupby("identity").sample(QUERIES, random_state=seed)
+    usage = pd.Series(["Public", "Private"] * (len(drawn) // 2), index=drawn.index)
+    asked = test.index.isin(drawn.index)
+    queries, gallery = test[asked], test[~asked]
+    matches = {identity: " ".join(own) for identity, own in gallery.groupby("identity")["id"]}
+    _write(
+        folder,
+        train=train,
+        test=test[["id"]].assign(role=np.where(asked, "query", "gallery")),
+        sample_submission=queries[["id"]].assign(matches=" ".join(gallery["id"][:ANSWERS])),
+        solution=queries[["id"]].assign(matches=queries["identity"].map(matches), Usage=usage),
+    )
+
+
+def _placed(scan: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A scan (8, 8) in 0…1 of another height, turned, somewhere in a dark image, (SIDE, SIDE) uint8."""
+    import cv2
+    import numpy as np
+
+    height = int(generator.integers(HEIGHTS[0], HEIGHTS[1] + 1))
+    large = cv2.resize(scan, (height, height), interpolation=cv2.INTER_LINEAR)
+    middle = (height - 1) / 2
+    turn = cv2.getRotationMatrix2D((middle, middle), generator.uniform(-TURN, TURN), 1)
+    top, left = (int(place) for place in generator.integers(0, SIDE - height + 1, 2))
+    image = np.zeros((SIDE, SIDE), dtype=np.float32)
+    image[top : top + height, left : left + height] = cv2.warpAffine(large, turn, (height, height))
+    return np.rint(image * 255).astype(np.uint8)
+
+
 def _write_tables(
     folder: Path, train: pd.DataFrame, test: pd.DataFrame, sample: dict[str, object], generator: np.random.Generator
 ) -> None:
@@ -91,7 +149,10 @@ def _write_tables(
     import numpy as np
 
     usage = generator.permutation(np.repeat(["Public", "Private"], len(test) // 2))
-    tables = {"train": train, "sample_submission": test.assign(**sample), "solution": test.assign(Usage=usage)}
+    _write(folder, train=train, sample_submission=test.assign(**sample), solution=test.assign(Usage=usage))
+
+
+def _write(folder: Path, **tables: pd.DataFrame) -> None:
     for name, frame in tables.items():
         (folder / f"{name}.csv").write_text(frame.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
 
