@@ -6,6 +6,7 @@ pretrained ones can be loaded before or after; what a checkpoint holds fits a ne
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -266,6 +267,27 @@ def small_stem(module: nn.Module) -> nn.Module:
     return module
 
 
+def branch_last_stage(module: nn.Module, count: int = 3) -> nn.Module:
+    """Let a timm ResNet end in several copies of its last stage, whose maps lie side by side (Wang et al. 2018, MGN).
+
+    All start from the same weights, and learn their own; ``num_features`` is ``count`` times as large. The pool
+    granularities(branched=true) gives each a granularity. Raises UserError for what is no timm ResNet.
+    """
+    resnet = _resnet(module)
+    resnet.layer4 = Branches([copy.deepcopy(resnet.layer4) for _ in range(count)])
+    resnet.feature_info[-1]["num_chs"] *= count
+    for one in {resnet, module}:
+        one.num_features *= count
+    return module
+
+
+class Branches(nn.ModuleList):
+    """Modules on the same map, (B, C, H, W) → (B, the sum of their channels, h, w)."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.cat([branch(maps) for branch in self], dim=1)
+
+
 def _middle(wide: nn.Conv2d) -> nn.Conv2d:
     side = wide.kernel_size[0]
     convolution = nn.Conv2d(wide.in_channels, wide.out_channels, 3, padding=1, bias=wide.bias is not None)
@@ -284,7 +306,9 @@ def _resnet(module: nn.Module) -> Any:
     for one in module.modules():
         if isinstance(one, ResNet):
             return one
-    raise UserError("ibn and the small stem are for timm's ResNets, such as resnet18, resnet50d or resnext50_32x4d")
+    raise UserError(
+        "ibn, small stem and branches are for timm's ResNets, such as resnet18, resnet50d or resnext50_32x4d"
+    )
 
 
 def _some(module: nn.Module, count: int, what: str) -> nn.Module:

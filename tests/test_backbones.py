@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import network, registry, surgery
+from pipeline import backbone_names, network, registry, surgery
 from pipeline.errors import UserError
+from pipeline.parts import pools
 from pipeline.torchvision_fix import fix_torchvision
 
 
@@ -289,7 +290,7 @@ def test_small_stem_is_the_middle_of_the_large_one(timm, channels: int) -> None:
 
 
 def test_surgery_for_resnets_refuses_others_and_finds_them_inside(timm) -> None:
-    for change in (surgery.ibn, surgery.small_stem):
+    for change in (surgery.ibn, surgery.small_stem, surgery.branch_last_stage):
         with pytest.raises(UserError, match="timm's ResNets"):
             change(create(timm, "mobilenetv3_small_050"))
     wrapped = network.TimmBackbone("resnet18", {}, 3, 32, pretrained=False)
@@ -313,6 +314,37 @@ def test_all_changes_together_make_a_network_that_can_be_restored(timm) -> None:
             weight -= 0.1 * weight.grad
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(other.eval()(pictures(2, 16)), model.eval()(pictures(2, 16)))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50d"])
+def test_branches_of_the_last_stage_start_alike_and_learn_their_own(timm, name: str) -> None:
+    plain = network.TimmBackbone(name, {"output_stride": 16}, 3, 64, pretrained=False).eval()
+    branched = surgery.branch_last_stage(copy.deepcopy(plain), count=3)
+    images = pictures(2, 64)
+    expected = plain(images)
+    torch.testing.assert_close(branched(images), torch.cat([expected] * 3, dim=1))
+    assert branched.num_features == 3 * plain.num_features
+    torch.testing.assert_close(network.fold_batchnorm(branched)(images), branched(images), rtol=1e-3, atol=1e-3)
+    maps = learns(branched, images)
+    vectors = pools.granularities(branched.num_features, reduce=4, branched=True)(maps.detach())
+    assert vectors.shape == (2, 32)
+    branched.zero_grad()
+    branched(images)[:, : plain.num_features].square().sum().backward()
+    moved = [
+        any(one.grad is not None and one.grad.any() for one in copied.parameters()) for copied in branched.model.layer4
+    ]
+    assert moved == [True, False, False], "each has weights of its own"
+
+
+def test_output_stride_keeps_the_last_stage_as_large_as_the_one_before_and_the_weights_names(timm) -> None:
+    plain = network.TimmBackbone("resnet50", {}, 3, 64, pretrained=False)
+    name, arguments = backbone_names.split("resnet50(output_stride=16)")
+    finer = network.TimmBackbone(name, arguments, 3, 64, pretrained=False)
+    assert plain(pictures(2, 64)).shape == (2, 2048, 2, 2)
+    assert finer(pictures(2, 64)).shape == (2, 2048, 4, 4)
+    assert {key: one.shape for key, one in finer.state_dict().items()} == {
+        key: one.shape for key, one in plain.state_dict().items()
+    }
 
 
 # --- as parts -------------------------------------------------------------------------------------------------------

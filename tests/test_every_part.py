@@ -54,8 +54,8 @@ PROMISED = {  # what the project says it has, by kind; a part that vanishes or i
     "soft_f_beta lovasz_hinge lovasz_softmax poly1 bi_tempered symmetric_cross_entropy jsd mse mae huber log_cosh "
     "quantile hinge normface sphereface cosface arcface margin_by_count adacos adacos_moving total",
     "pairs": "triplet contrastive circle multi_similarity sup_con proxy_anchor center",
-    "pools": "avg max dual gem attention fractional_max",
-    "heads": "linear mlp cosine bnneck multi_sample_dropout drop_connect",
+    "pools": "avg max dual gem attention fractional_max stripes granularities",
+    "heads": "linear mlp cosine bnneck per_part multi_sample_dropout drop_connect",
     "auxiliaries": "none middle",
     "optims": "sgd adagrad adadelta rmsprop adam adamw nadam radam lamb lars lion muon schedule_free sam lookahead",
 }

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.parts import heads, losses
+from pipeline.errors import UserError
+from pipeline.parts import heads, losses, pools
 
 
 @pytest.fixture
@@ -126,6 +127,34 @@ def test_bnneck_norms_by_the_batch_without_shift_or_bias(vectors: torch.Tensor) 
     learned = [name for name, parameter in head.named_parameters() if parameter.requires_grad]
     assert learned == ["0.weight", "2.weight"]
     assert head[2].weight.std() < 0.002
+
+
+@pytest.mark.parametrize("neck", [False, True])
+def test_per_part_gives_each_part_a_classifier_and_their_mean(vectors: torch.Tensor, neck: bool) -> None:
+    torch.manual_seed(0)
+    head = heads.per_part(6, 4, parts=3, neck=neck)
+    torch.nn.init.normal_(head.weight)
+    normed = (vectors - vectors.mean(dim=0)) / (vectors.var(dim=0, correction=0) + 1e-5).sqrt() if neck else vectors
+    expected = [
+        [
+            [dot(row[2 * part : 2 * part + 2], head.weight[part, k].tolist()) for k in range(4)]
+            for row in normed.tolist()
+        ]
+        for part in range(3)
+    ]
+    levels = head.levels(vectors)
+    torch.testing.assert_close(torch.stack(levels), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(head(vectors), torch.tensor(expected).mean(dim=0), rtol=1e-4, atol=1e-5)
+    learned = [name for name, parameter in head.named_parameters() if parameter.requires_grad]
+    assert learned == (["weight", "norm.weight"] if neck else ["weight"])
+
+
+def test_per_part_takes_what_the_pools_of_parts_give() -> None:
+    maps = torch.rand(2, 8, 6, 6)
+    for pool, parts in ((pools.stripes(8, count=6, reduce=5), 6), (pools.granularities(8, reduce=5), 8)):
+        assert heads.per_part(pool.features, 4, parts=parts)(pool(maps)).shape == (2, 4)
+    with pytest.raises(UserError, match="40 features are no 7 parts"):
+        heads.per_part(40, 4, parts=7)
 
 
 def test_multi_sample_dropout_is_the_mean_output_of_its_samples(vectors: torch.Tensor) -> None:

@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from pipeline import registry
+from pipeline.errors import UserError
 from pipeline.parts import pools
 
 
@@ -141,3 +143,59 @@ def test_fractional_max_takes_small_maps(size: tuple[int, int], ratio: float) ->
         assert vectors.shape == (3, 2)
         assert (vectors <= slow(maps, max) + 1e-6).all()
     torch.testing.assert_close(pools.fractional_max(2, ratio=ratio)(maps[..., :1, :1]), maps[..., 0, 0])
+
+
+def slow_stripe(image: torch.Tensor, count: int, stripe: int, how: str) -> list[float]:
+    """What one stripe of a map is pooled to; a row that two stripes share is in both."""
+    height = image.shape[1]
+    rows = range(stripe * height // count, math.ceil((stripe + 1) * height / count))
+    values = [[value for row in rows for value in channel[row].tolist()] for channel in image]
+    found = {"avg": lambda one: mean(one), "max": lambda one: max(one), "both": lambda one: mean(one) + max(one)}
+    return [found[how](one) for one in values]
+
+
+@pytest.mark.parametrize("how", ["avg", "max", "both"])
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_stripes_pool_each_part_of_the_height(maps: torch.Tensor, count: int, how: str) -> None:
+    expected = [[value for k in range(count) for value in slow_stripe(one, count, k, how)] for one in maps]
+    pool = pools.stripes(3, count=count, reduce=0, how=how)
+    torch.testing.assert_close(pool(maps), torch.tensor(expected))
+    assert pool.features == 3 * count
+    assert not list(pool.parameters())
+
+
+def test_stripes_are_reduced_each_by_weights_of_its_own(maps: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    pool = pools.stripes(3, count=2, reduce=4)
+    whole = pools.stripes(3, count=2, reduce=0)(maps)
+    expected = [torch.nn.functional.linear(whole[:, 3 * k : 3 * k + 3], pool.reduce[k]) for k in range(2)]
+    torch.testing.assert_close(pool(maps), torch.cat(expected, dim=1))
+    moved = maps.clone()
+    moved[:, :, 2:] += 1
+    same = (pool(moved) == pool(maps)).all(dim=0)
+    assert same.tolist() == [True] * 4 + [False] * 4, "a stripe knows nothing of the other"
+
+
+@pytest.mark.parametrize("branched", [False, True])
+def test_granularities_hold_the_whole_and_its_stripes_of_each_branch(branched: bool) -> None:
+    torch.manual_seed(0)
+    maps = torch.rand(2, 6, 6, 5)
+    expected = []
+    for image in maps:
+        branches = [image[:2], image[2:4], image[4:]] if branched else [image] * 3
+        row = slow_stripe(branches[0], 1, 0, "max")
+        for count in (2, 3):
+            row += slow_stripe(branches[count - 1], 1, 0, "max")
+            row += [value for k in range(count) for value in slow_stripe(branches[count - 1], count, k, "max")]
+        expected.append(row)
+    pool = pools.granularities(6, reduce=0, branched=branched)
+    torch.testing.assert_close(pool(maps), torch.tensor(expected))
+    assert (pool.parts, pool.features) == (8, 8 * (2 if branched else 6))
+    assert pools.granularities(6, reduce=5, branched=branched)(maps).shape == (2, 40)
+
+
+def test_granularities_refuse_channels_that_are_no_branches() -> None:
+    with pytest.raises(UserError, match="8 channels are no 3 branches"):
+        pools.granularities(8, branched=True)
+    with pytest.raises(UserError, match="counts=0"):
+        registry.bind("pools", "granularities(counts=[1,0])")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.errors import UserError
 from pipeline.parts.losses import starting_scale
 from pipeline.registry import part
 
@@ -103,6 +104,46 @@ def bnneck(features: int, outputs: int, *, dropout: float = 0.0) -> nn.Module:
     norm.bias.requires_grad_(False)
     nn.init.normal_(classifier.weight, std=0.001)
     return nn.Sequential(norm, nn.Dropout(dropout), classifier)
+
+
+@part(
+    source="Sun et al. 2018 (PCB), sec. 3.1; the neck: Luo et al. 2019, sec. 3.5",
+    allowed={"parts": (1, 512)},
+)
+def per_part(features: int, outputs: int, *, parts: int = 4, neck: bool = True) -> nn.Module:
+    """A classifier for each part of the features, as the pools stripes and granularities give them; their mean output.
+
+    parts: how many lie side by side in the features, all of one width. neck: BatchNorm without a shift before the
+    classifiers, as in bnneck. In the papers each classifier has a loss of its own: see the method ``levels``.
+    """
+    if features % parts:
+        raise UserError(
+            f"head=per_part(parts={parts}): {features} features are no {parts} parts of one width; give it as many "
+            "parts as the pool makes: stripes(count=6) 6, granularities() 8"
+        )
+    return PerPart(features, outputs, parts, neck)
+
+
+class PerPart(nn.Module):
+    """(B, parts · width) → the mean (B, C) of a linear layer without bias on each part."""
+
+    def __init__(self, features: int, outputs: int, parts: int, neck: bool) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(features) if neck else nn.Identity()
+        if isinstance(self.norm, nn.BatchNorm1d):
+            self.norm.bias.requires_grad_(False)
+        self.weight = nn.Parameter(nn.init.normal_(torch.empty(parts, outputs, features // parts), std=0.001))
+
+    def levels(self, vectors: Tensor) -> list[Tensor]:
+        """What each part's classifier says, (B, C)."""
+        parts = self.norm(vectors).unflatten(1, (len(self.weight), -1))
+        return list(torch.einsum("bpf,pcf->pbc", parts, self.weight))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return torch.stack(self.levels(vectors)).mean(dim=0)
+
+    def extra_repr(self) -> str:
+        return f"parts={len(self.weight)}, classes={self.weight.shape[1]}"
 
 
 @part(

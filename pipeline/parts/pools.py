@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.errors import UserError
 from pipeline.registry import part
 
 
@@ -150,6 +151,80 @@ class FractionalMax(nn.Module):
 
     def extra_repr(self) -> str:
         return f"features={self.features}, ratio={self.ratio}"
+
+
+@part(
+    source="Sun et al. 2018 (PCB), sec. 3.1; mean and maximum: Fu et al. 2019 (Horizontal pyramid matching)",
+    allowed={"count": (1, 64), "reduce": (0, 65536), "how": ("avg", "max", "both")},
+)
+def stripes(channels: int, *, count: int = 4, reduce: int = 256, how: str = "avg") -> nn.Module:
+    """One vector for each horizontal stripe of the map, side by side, for the head per_part.
+
+    count: stripes of equal height; the paper's 6 are for people, who are taller than wide. reduce: features that a 1×1
+    convolution of its own makes of each stripe; 0: none does. how: avg, max, or both added up.
+    """
+    return Stripes(channels, [[count]], reduce, how)
+
+
+@part(
+    source="Wang et al. 2018 (MGN), sec. 3.1",
+    allowed={"counts": (1, 64), "reduce": (0, 65536), "how": ("avg", "max", "both")},
+)
+def granularities(
+    channels: int, *, counts: tuple[int, ...] = (1, 2, 3), reduce: int = 256, how: str = "max", branched: bool = False
+) -> nn.Module:
+    """The whole map and its stripes, anew at several granularities, side by side, for the head per_part.
+
+    counts: stripes of each granularity, which gives one vector of the whole and, if there are several stripes, one of
+    each: 8 by default. reduce: features that a 1×1 convolution of its own makes of each vector; 0: none does. how: avg,
+    max, or both added up. branched: the map's channels are those of as many branches, one a granularity, as in the
+    paper, where each has a last stage of its own; else all look at the same map.
+    """
+    if branched and channels % len(counts):
+        raise UserError(
+            f"pool=granularities(branched=true): {channels} channels are no {len(counts)} branches, one for each of "
+            f"counts={list(counts)}; branch the backbone alike, or leave branched out"
+        )
+    return Stripes(channels, [[1, count] if count > 1 else [1] for count in counts], reduce, how, branched)
+
+
+class Stripes(nn.Module):
+    """Vectors of parts of a map, side by side: (B, channels, H, W) → (B, parts · features of each).
+
+    heights: of each branch the numbers of stripes into which the map is cut in turn.
+    """
+
+    def __init__(self, channels: int, heights: list[list[int]], reduce: int, how: str, branched: bool = False) -> None:
+        super().__init__()
+        self.heights, self.how, self.branched = heights, how, branched
+        width = channels // len(heights) if branched else channels
+        self.parts = sum(count for counts in heights for count in counts)
+        self.features = self.parts * (reduce or width)
+        self.reduce = nn.Parameter(torch.empty(self.parts, reduce, width)) if reduce else None
+        if self.reduce is not None:
+            nn.init.uniform_(self.reduce, -(width**-0.5), width**-0.5)  # as torch's own layers start
+
+    def forward(self, maps: Tensor) -> Tensor:
+        whole = maps.float()
+        branches = whole.chunk(len(self.heights), dim=1) if self.branched else [whole] * len(self.heights)
+        cut = [
+            self._pooled(one, count)
+            for one, counts in zip(branches, self.heights, strict=True)
+            for count in counts
+        ]  # fmt: skip
+        vectors = torch.cat(cut, dim=2).transpose(1, 2)  # (B, parts, width)
+        if self.reduce is not None:
+            vectors = torch.einsum("bpc,prc->bpr", vectors, self.reduce)
+        return vectors.flatten(1)
+
+    def _pooled(self, maps: Tensor, count: int) -> Tensor:
+        """(B, C, H, W) → (B, C, count); neighbours share rows where these do not part evenly."""
+        pools = {"avg": [functional.adaptive_avg_pool2d], "max": [functional.adaptive_max_pool2d]}
+        chosen = pools["avg"] + pools["max"] if self.how == "both" else pools[self.how]
+        return torch.stack([pool(maps, (count, 1)) for pool in chosen]).sum(dim=0)[:, :, :, 0]
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}, parts={self.parts}, how={self.how}"
 
 
 def _mean(maps: Tensor) -> Tensor:
