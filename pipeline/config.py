@@ -216,7 +216,9 @@ class Pseudo:
     """Recursive pseudo-labels."""
 
     rounds: int = option(1, "how often to label the test rows and train again", low=1)
-    threshold: list[float] = option([0.9], "least confidence of a label; a list gives one a round", low=0, high=1)
+    threshold: list[float] = option(
+        [0.9], "least confidence of a label, of masks of each pixel too; a list gives one a round", low=0, high=1
+    )
     cap: int = option(0, "most pseudo-labels a class and member; 0: no cap", low=0)
     soft: bool = option(False, "train on the predicted probabilities instead of the most likely class")
     weight: float = option(1.0, "weight of a pseudo-labelled row beside a true one", above=0)

@@ -491,6 +491,23 @@ def test_several_rows_an_image_may_be_pieces_of_one_mask(project):
     assert "pieces of one mask?" not in new(project, "mask_objects", "task=segmentation()", "overwrite=true").out
 
 
+@pytest.mark.parametrize("sample", [True, False])
+def test_masks_beside_the_images_of_another_task_change_nothing(project, sample):
+    folder = drawn.write("plain", project.root / "data")
+    for row, path in enumerate(sorted((folder / "train_images").iterdir())):
+        drawn.grey(folder / f"masks/{row}/0.png", np.zeros((16, 16), dtype=np.uint8))
+        drawn.grey(folder / "train_masks" / path.name, np.zeros((16, 16), dtype=np.uint8))
+    if not sample:
+        (folder / "sample_submission.csv").unlink()
+    ended = new(project, "plain")
+    assert ended.code == 0, ended.err
+    config = settings.compose({"competition": "plain"})
+    assert (config.task, config.data.train_images) == ("multiclass", "train_images")
+    ended = new(project, "plain", "task=segmentation()", "mask.folder=train_masks", "overwrite=true")
+    assert ended.code == 0, ended.err
+    assert settings.compose({"competition": "plain"}).mask.pixels == "binary"
+
+
 def test_run_lengths_of_another_use_are_no_masks(project):
     made(project, "id,tags", ["0 16", "25 3", "16 25", "0 25 16 3"], "id,tags", ("0 16",))
     assert new(project, "made").code == 0

@@ -15,7 +15,7 @@ from pipeline.discover.columns import words
 from pipeline.discover.draft import Draft
 from pipeline.discover.folder import Folder, top
 from pipeline.discover.matching import MASKED, MASKS, ROLES, Files, hint
-from pipeline.discover.roles import FEW, SAMPLES, find_sample, find_train, said
+from pipeline.discover.roles import FEW, LABELS, SAMPLES, find_sample, find_train, holds, said
 from pipeline.errors import UserError, some
 from pipeline.masks import RleForm
 from pipeline.patterns import COVERED, without_suffix
@@ -177,6 +177,9 @@ def _one_row_an_image(sample: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame:
 
 def _by_files(folder: Folder, files: Files, sample: str, beside: set[str], draft: Draft) -> Told | None:
     """The folder of mask files: one that is called so, the command line's, or the images' own."""
+    asked = "mask.folder" in draft.given or "task" in draft.given
+    if not asked and _labelled(folder, sample):  # masks beside the images of another task
+        return None
     place = draft.given.get("mask.folder") or _mask_folder(folder, beside)
     if not place:
         return None
@@ -202,6 +205,16 @@ def _by_files(folder: Folder, files: Files, sample: str, beside: set[str], draft
             train = find_train(plain, Files(kept), sample, draft)
     listed = None if train else draft.given.get("data.train_images") or _images_of(kept, specs)
     return Told(plain, place=place.rstrip("/"), specs=specs, listed=listed, sample=given_sample, answer=answer)
+
+
+def _labelled(folder: Folder, sample: str) -> bool:
+    """Whether a table has the columns that the sample asks for, or, without a sample, one that is called a label."""
+    tables = {name: table for name, table in folder.tables.items() if name != sample}
+    rows = [table for name, table in tables.items() if not said(name) & (ROLES["test"] | SAMPLES)]
+    if sample in folder.tables:
+        asked = folder.tables[sample]
+        return not _asks_masks(asked) and any(holds(table, asked) for table in rows)
+    return any(set(words(str(name))) & LABELS for table in rows for name in table.columns)
 
 
 def _mask_folder(folder: Folder, beside: set[str]) -> str:

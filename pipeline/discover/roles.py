@@ -46,7 +46,7 @@ def find_train(folder: Folder, files: Files, sample: str, draft: Draft) -> str:
         column_ = draft.given.get("data.id") or _best(table, files, known)[0]
         share = _fit(table, column_, files, draft) if column_ in table.columns else 0.0
         speaks = said(name)
-        order = (share > FEW, _holds(table, known), "train" in speaks, "training" in speaks, bool(speaks & LABELS))
+        order = (share > FEW, holds(table, known), "train" in speaks, "training" in speaks, bool(speaks & LABELS))
         ranked.append((order, share, len(table), name, column_))
     given = draft.given.get("data.id")
     if given and not any(given in table.columns for table in labelled.values()):
@@ -102,7 +102,7 @@ def _fit(table: pd.DataFrame, name: str, files: Files, draft: Draft) -> float:
     return max(share, found.found / len(ids))
 
 
-def _holds(table: pd.DataFrame, sample: pd.DataFrame | None) -> bool:
+def holds(table: pd.DataFrame, sample: pd.DataFrame | None) -> bool:
     """Whether the table has the columns that the sample answers, or one whose values they are."""
     if sample is None:
         return False

@@ -164,7 +164,8 @@ def _check_spatial(config: Config, spatial: bool) -> None:
     wrong = next((f"{key}={value}" for key, value in (never if spatial else only).items() if value), "")
     if wrong:
         raise UserError(f"{wrong} does not go with task={config.task}, which {_has(spatial)} masks; leave it out")
-    if spatial and registry.complete_arguments("decoders", config.decoder).get("aux") and not _takes_aux(config):
+    decoder = config.decoder if spatial else ""  # empty too before settle
+    if decoder and registry.complete_arguments("decoders", decoder).get("aux") and not _takes_aux(config):
         raise UserError(
             f"decoder={config.decoder} learns by aux=true which planes are empty, but each pixel of task={config.task} "
             "has one class; leave aux out"
