@@ -127,6 +127,7 @@ def test_pseudo_labels_stay_at_chance(canary, pseudo):
     assert canary.oof(pseudo) <= LIMIT
 
 
+@pytest.mark.slow
 def test_soft_crossfitted_pseudo_labels_stay_at_chance(canary):
     shutil.copytree(canary.root / "runs/noise/tiny", canary.root / "runs/noise/twin")
     canary.run("stage=pseudo", "run=twin", "pseudo.threshold=0.5", "pseudo.crossfit=true", "pseudo.soft=true")

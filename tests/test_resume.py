@@ -142,7 +142,10 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(root, projec
     assert small.same(best(root, "whole"), best(root, "killed"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+SLOW = pytest.mark.slow  # Ctrl-C is tested within the process, too
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=SLOW), signal.SIGTERM])
 def test_a_signal_to_a_process(root, project, number):
     words = [*EVERYTHING, "run=killed", "epochs=40", "train.checkpoint_seconds=0"]
     with small.process(root, *words) as process:

@@ -412,7 +412,9 @@ def test_the_whole_recipe_learns_and_submits(project, drawn: Config, call: str) 
     assert "train tiny fold0" not in again.out
 
 
-@pytest.mark.parametrize("call", ["multilabel()", "regression()", "ordinal_regression()"])
+@pytest.mark.parametrize(
+    "call", ["multilabel()", "regression()", pytest.param("ordinal_regression()", marks=pytest.mark.slow)]
+)
 def test_random_targets_stay_at_chance(project, call: str) -> None:
     """The canary of law 1 for the other forms: duplicates in the test set carry no label into OOF."""
     small_tasks.write(project.root, call, rows=80, learnable=False)
