@@ -31,7 +31,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent.parent
 SHIFTS = "shift(x=1,y=0),shift(x=-1,y=0),shift(x=0,y=1),shift(x=0,y=-1)"
-START_SECONDS = 8.0  # of a process of ours that train.seconds does not count: imports, tables, decoding, last files
+START_SECONDS = 12.0  # of a process of ours that train.seconds does not count: imports, tables, decoding, last files
 
 
 @dataclass(frozen=True)
