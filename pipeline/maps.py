@@ -7,7 +7,7 @@ network worked at; whoever reads it gets it at its image's own size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -148,6 +148,23 @@ class Chained(Maps):
     def one(self, row: int) -> np.ndarray:
         which = int(np.searchsorted(self.starts, row, side="right")) - 1
         return self.parts[which].one(row - int(self.starts[which]))
+
+
+class Voted(Maps):
+    """Answers of several members, cut alone and then averaged: the share of members that see each class in each pixel.
+
+    cut_of: a map (C, H, W) → its answer as planes (C, H, W) of 0 and 1. cut: how the shares become one answer.
+    """
+
+    def __init__(self, members: Sequence[Maps], cut_of: Callable[[np.ndarray], np.ndarray], cut: str) -> None:
+        self.members, self.cut_of, self.cut, self.columns = list(members), cut_of, cut, members[0].columns
+
+    def __len__(self) -> int:
+        return len(self.members[0])
+
+    def one(self, row: int) -> np.ndarray:
+        planes = [self.cut_of(member.one(row)).astype(np.float32) for member in self.members]
+        return np.mean(planes, axis=0, dtype=np.float32)
 
 
 class Mean(Maps):

@@ -124,3 +124,22 @@ def test_the_net_begins_at_the_mean_and_learns_from_neighbours(monkeypatch):
 def test_unknown_ways_are_named():
     with pytest.raises(UserError, match=r"stack.methods=ridge\(\), but maps are blended by single, mean, greedy"):
         blending.check(["ridge()"])
+
+
+def test_members_are_cut_alone_and_then_vote():
+    level = "threshold(level=0.7)"
+    members = [Noisy(1, noise=0.0, scale=3.0), Noisy(2, noise=0.0, scale=0.0), Noisy(3, noise=0.0, scale=3.0)]
+    voted = TASK.together(members, level)
+    answer = TASK.decide(voted).one(0)
+    assert (answer == TRUTH.one(0)).all(), "two of three see it"
+    averaged = np.mean([member.one(0) for member in members], axis=0)
+    inside = TRUTH.one(0) > 0
+    assert averaged[inside].max() < 0.85, "an average is flatter than each of the two"
+    gate = "threshold(gate=0.9)"
+    assert (TASK.decide(TASK.together(members, gate)).one(0) == TRUTH.one(0)).all()
+    assert not (averaged >= 0.9).any(), "so that a gate chosen on single members would empty the average"
+
+
+def test_objects_have_no_vote():
+    task = Segmentation("objects", SimpleNamespace(columns=["mask"], answer=None), "", "watershed()")  # type: ignore[arg-type]
+    assert task.together([Noisy(1), Noisy(2)], "components()").cut == "components()"

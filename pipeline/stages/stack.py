@@ -408,15 +408,17 @@ def map_stack(config: Config, name: str, started: float) -> list[Outcome]:
 
 
 def write_maps(folder: Path, made: blending.Level2, members: list[Run], task: Task, config: Config) -> None:
-    """Nested and test maps as they are submitted, and ``level2.json``; the folds' test maps are averaged, then cut."""
+    """Nested and test maps as they are submitted, and ``level2.json``; each fold's maps are blended and cut alone."""
     made_by = {"level2": made.chosen.call, "members": made.members, "commit": artefacts.commit()}
     competition, first = members[0].competition, members[0]
     ids = competition.train["id"].to_numpy()[first.scored]
     weights = made.chosen.weights
     made.chosen.nested.cut = made.cut.call
     Predictions(ids, made.chosen.nested, task.space, made_by).save(folder / "nested.npz")
-    answer = made.chosen.fitted([Predictions.mean(member.tests()).values for member in members])
-    answer.cut = made.cut.call
+    tests = [member.tests() for member in members]
+    each = [made.chosen.fitted([own[fold].values for own in tests]) for fold in range(first.count)]
+    spatial: Any = task
+    answer = spatial.together(each, made.cut.call)
     Predictions(competition.test["id"].to_numpy(), answer, task.space, made_by).save(folder / "test.npz")
     score = made.cut.score
     described = {
@@ -439,6 +441,8 @@ def show_maps(made: blending.Level2, metric: evaluate.Metric, first: Run) -> Non
         console.say(f"  {mark} {way.call:<{width}}  {way.score}  {way.gain:+.4f} ± {way.gain_se:.4f}")
     console.say(f"  chosen: {made.chosen.call}, {made.reason}")
     console.say(f"  cut: {made.cut}")
-    console.say(f"  {made.cut.score} with this cut; each image by one member, test maps average {first.count} members")
+    console.say(
+        f"  {made.cut.score} with this cut; each image by one member, of test images {first.count} members vote"
+    )
     if first.count > 1:
         console.say("  second-order leak: level 2 is fitted on OOF, whose members saw the held-out fold's labels")

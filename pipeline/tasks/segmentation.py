@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 from pipeline import registry, rle
 from pipeline.errors import UserError, some
 from pipeline.forms import CLASS_MASKS, LEVELS, MAPS, MASKS, OBJECTS, VOID, Form, levels
-from pipeline.maps import Maps
+from pipeline.maps import Maps, Mean, Voted
 from pipeline.registry import part
 from pipeline.tasks.answers import Cells, Names
 
@@ -205,6 +205,24 @@ class Segmentation:
             return values
         cut = registry.build("cuts", values.cut or self.cut)()
         return Answers(len(values), lambda row: cut(values.one(row)))
+
+    def together(self, maps: Sequence[Maps], cut: str) -> Maps:
+        """Members' maps of the same images → what is submitted: each cut alone, then their vote (law 2).
+
+        A cut's numbers were chosen on maps of one member, and an average's are flatter. Objects have no vote: their
+        maps are averaged before they are cut.
+        """
+        if self.form is OBJECTS:
+            return Mean(maps, cut=cut)
+        alone = registry.build("cuts", cut)()
+        plain = "argmax()" if self.form is CLASS_MASKS else "threshold()"
+        return Voted(maps, lambda values: self._marked(alone(values)), plain)
+
+    def _marked(self, answer: np.ndarray) -> np.ndarray:
+        """An answer as planes of 0 and 1."""
+        if self.form is CLASS_MASKS:
+            return answer[None] == np.arange(self.outputs)[:, None, None]
+        return answer
 
     # --- submissions ---
 
