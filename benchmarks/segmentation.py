@@ -31,6 +31,7 @@ import numpy as np
 SOURCE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(SOURCE))
 SIZES = {"dsb2018_nuclei": 256, "digits_segmentation": 128}  # of the plain loop's squares
+EMBEDDED = "digits_segmentation"  # the pipeline makes it
 BATCH, DRAWS = 16, 10_000
 
 
@@ -58,7 +59,7 @@ def project(options: argparse.Namespace, name: str) -> Path:
     folder = options.out / name
     if not (folder / "configs").is_dir():
         shutil.copytree(SOURCE / "configs", folder / "configs")
-        if name not in ("digits_segmentation",):
+        if name != EMBEDDED:
             pipeline(folder, "stage=new", f"name={name}", f"data={options.data / name}")
     return folder
 
@@ -118,7 +119,7 @@ def report(folder: Path, name: str, options: argparse.Namespace) -> None:
         low, high = interval(ours - usual)
         gain = (ours - usual).mean()
         print(f"  {what:<11} {usual.mean():9.4f} {ours.mean():8.4f}   {gain:+.4f}  {low:+.4f} … {high:+.4f}")
-    if name == "digits_segmentation":
+    if name == EMBEDDED:
         score, level = brightness(competition, metric, truth, order)
         print(f"  best threshold on brightness of the training images ({level}): {score:.4f}")
     print(flush=True)
@@ -157,8 +158,9 @@ def plain_answers(maps: list[Any], order: list[int], task: Any) -> Answers:
     found = []
     for row in order:
         mask = np.mean([one[f"m{row}"].astype(np.float32) for one in maps], axis=0) > 127.5
-        found.append(label(mask, connectivity=1).astype(np.int32) if task.form.name == "objects" else mask[None] * 1)
-    return Answers([one.astype(np.int32 if one.ndim == 2 else np.uint8) for one in found])
+        objects = task.form.name == "objects"
+        found.append(label(mask, connectivity=1).astype(np.int32) if objects else mask[None].astype(np.uint8))
+    return Answers(found)
 
 
 def brightness(competition: Any, metric: Any, truth: Any, order: list[int]) -> tuple[float, str]:
