@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import artefacts, files, mask_truth, registry, tasks
+from pipeline import artefacts, files, mask_truth, queries, registry, tasks
 from pipeline.artefacts import shown
 from pipeline.config import Config, Data, Mask, root
 from pipeline.console import say, warn
@@ -35,7 +35,8 @@ class Competition:
     train, test: columns id, file; file is what ``files.resolve`` gave. targets: the target columns of the training
     rows under their own names; of masks the share of the image that each class covers. table, test_table: all columns
     of the train and test csv, row by row. sample: the sample submission, its first column the ids. fingerprint: changes
-    when a table or an image (its name or size) does. masks: of the training rows, where the competition has such.
+    when a table or an image (its name or size) does. masks: of the training rows, where the competition has such. With
+    data.gallery its rows follow those of the test in test and test_table.
     """
 
     name: str
@@ -75,7 +76,8 @@ def load(config: Config, forgiving: bool = False) -> Competition:
     """
     folder = _folder(config)
     data = config.data
-    names = (data.train_csv, data.test_csv, data.sample, data.train_images, data.test_images, config.mask.folder)
+    names = [data.train_csv, data.test_csv, data.sample, data.train_images, data.test_images, data.gallery]
+    names.append(config.mask.folder)
     changed = tuple(os.stat(folder / name).st_mtime_ns if (folder / name).exists() else 0 for name in names)
     known = tasks.facts(config.task)
     form = str(known["form"]) if known.get("spatial") else ""
@@ -109,9 +111,12 @@ def _load(
     found = _images(folder, data, data.train_images, table, data.train_csv)
     train = pd.DataFrame({"id": table[data.id], "file": found}, dtype=str)
     sample, test_table = _test_tables(folder, data, mask if form else None)
-    ids = test_table[data.id]
     found = _images(folder, data, data.test_images, test_table, data.test_csv)
-    test = pd.DataFrame({"id": ids, "file": found}, dtype=str)
+    if data.gallery:
+        more, place, called = queries.gallery(folder, data, test_table[data.id].tolist())
+        found += _images(folder, data, place, more.assign(**{data.id: called}), data.gallery)
+        test_table = pd.concat([test_table, more], ignore_index=True).fillna("")
+    test = pd.DataFrame({"id": test_table[data.id], "file": found}, dtype=str)
     both = train.merge(test, on=["id", "file"])["id"]
     if len(both):
         raise UserError(
@@ -119,6 +124,7 @@ def _load(
             "remove them from one table, or correct data.test_csv, data.sample or data.test_images"
         )
     tables = [table for table in (data.train_csv, data.sample, data.test_csv) if table]
+    tables += [data.gallery] if queries.is_table(data.gallery) else []
     print_ = artefacts.fingerprint(
         [artefacts.file_digest(folder / table) for table in tables],
         files.listing(folder, [*train["file"], *test["file"]]),
@@ -163,7 +169,7 @@ def _train_table(folder: Path, data: Data) -> pd.DataFrame:
         return _class_folders(folder, data)
     path = folder / data.train_csv
     needed = {data.id: "data.id", **dict.fromkeys(data.target, "data.target"), **dict.fromkeys(data.box, "data.box")}
-    needed |= {data.group: "data.group"} if data.group else {}
+    needed |= {name: key for name, key in ((data.group, "data.group"), (data.camera, "data.camera")) if name}
     table = read_table(path, needed, key="data.train_csv")
     again = table.duplicated()
     if again.any():
@@ -223,12 +229,15 @@ def _test_tables(folder: Path, data: Data, mask: Mask | None) -> tuple[pd.DataFr
             ids = sample.iloc[:, 0].unique().tolist()  # some tasks have several rows an image
             ids = mask_truth.answer_ids(mask, sample) if mask else ids
             test = pd.DataFrame({data.id: ids}, dtype=str)
+        if data.role or data.gallery:
+            queries.check_sample(data, sample, test, shown(folder / data.sample))
         return sample, test
     if test is None:
         test = pd.DataFrame({data.id: _images_of(folder, data.test_images)}, dtype=str)
     if mask:
         return mask_truth.blank_sample(mask, data.id, test[data.id].tolist()), test
-    return pd.DataFrame({data.id: test[data.id], **dict.fromkeys(data.target, "")}, dtype=str), test
+    asked = queries.asked(data, test, shown(folder / data.test_csv)) if data.role else test[data.id]
+    return pd.DataFrame({data.id: asked.tolist(), **dict.fromkeys(data.target, "")}, dtype=str), test
 
 
 def _folder(config: Config) -> Path:

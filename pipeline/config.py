@@ -77,7 +77,16 @@ class Data:
         "auto", "what a cell of the submission holds; auto: by the sample and the metric",
         choices=("auto", "names", "indices", "probabilities", "ranked"),
     )  # fmt: skip
+    gallery: str = option(
+        "", "folder or csv of images beside the test rows, which the sample's ids search; empty: none", scope="run"
+    )
+    role: str = option(
+        "", "column of data.test_csv that tells queries from gallery; empty: the sample's ids ask", scope="run"
+    )
     group: str = option("", "column whose equal values share a fold; empty: none", scope="run")
+    camera: str = option(
+        "", "column whose equal value makes another image of an identity no find (junk); empty: none", scope="run"
+    )
     order: str = option("", "column of the time, for folds.method=time_ordered()", scope="run")
     holdout: str = option("", "column that marks validation rows with 1, for folds.method=holdout()", scope="run")
     reader: str = option("auto()", "how a file becomes pixels", part="readers", scope="run")

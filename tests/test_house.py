@@ -28,7 +28,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["files", "plots", "advice", "course", "study", "ragged"],
     ["images", "tables"],
     ["masks", "whitening"],
-    ["mask_truth"],
+    ["mask_truth", "queries"],
     ["competition", "submission"],
     ["folds", "blending", "features", "doctor", "doctor.*", "discover", "discover.*"],
     ["extra"],
