@@ -24,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from pipeline.forms import unit
 from pipeline.hardware import physical_cores
 from pipeline.parts.rerankings import k_reciprocal
-from pipeline.ranking import Search, unit
+from pipeline.ranking import Search
 
 K1, K2, WEIGHT, TOP = 20, 6, 0.3, 100
 EACH = 10  # images of an identity

@@ -330,6 +330,12 @@ class Config:
     optim: str = option("adam()", "optimizer", part="optims", scope="run")
     schedule: str = option("cosine(warmup=0.05)", "learning rate over optimizer steps", part="schedules", scope="run")
     loss: str = option("", "training loss; empty: the task's own", part="losses", scope="run")
+    loss_weight: float = option(1.0, "weight of the loss beside those of pairs", low=0, scope="run")
+    pairs: list[str] = option(
+        [], "losses of embeddings, by the other rows of a batch; sampler=identities() makes such batches",
+        part="pairs", scope="run",
+    )  # fmt: skip
+    pair_weights: list[float] = option([], "weight of each of pairs; empty: the part's own", low=0, scope="run")
     decoder: str = option("", "backbone → maps; empty: the task's own, or none", part="decoders", scope="run")
     pool: str = option("avg()", "feature map → vector", part="pools", scope="run")
     head: str = option("linear()", "vector → outputs", part="heads", scope="run")
@@ -363,6 +369,9 @@ class Config:
         scope="predict",
     )  # fmt: skip
     cut: str = option("", "how maps become masks; empty: the task's own (level 2 chooses its numbers)", part="cuts")
+    rerankings: list[str] = option(
+        [], "what makes a better search of a search, in turn (retrieval; level 2 chooses them)", part="rerankings"
+    )
     merge: str = option("mean()", "how views and scales become one prediction", part="merges", scope="predict")
     predict_batch: int = option(256, "images a prediction step", low=1)
 

@@ -98,6 +98,23 @@ class MapMetric(Metric):
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
+@dataclass(frozen=True)
+class RankMetric(Metric):
+    """A metric of ranked lists, one a row: each row searches the others of its pool, see ``tasks/retrieval.py``.
+
+    function: (relevant (Q,) int64, answers (Q, n) int8) → (Q,) float64, NaN where a row has nothing to find.
+    """
+
+    def seen(self, truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many each row could find, and whether its answers are right."""
+        judged: tuple[np.ndarray, np.ndarray] = self.task.judged(truth, values)  # type: ignore[attr-defined]
+        return judged
+
+    def of(self, truth: np.ndarray, answer: np.ndarray) -> float:
+        """The mean over the rows that have something to find."""
+        return _mean(self.rows(truth, answer))
+
+
 def _mean(rows: np.ndarray) -> float:
     known = rows[~np.isnan(rows)]
     return float(known.mean()) if len(known) else math.nan
@@ -123,6 +140,8 @@ def metric(call: str, task: Task) -> Metric:
         )
     function = registry.build("metrics", call)
     wants, rowwise = facts.get("wants", "probability"), facts.get("rowwise", False)
+    if task.form.directions:
+        return RankMetric(name, function, greater, wants, task, rowwise=True)
     if task.form.spatial:
         pooled = bool(facts.get("pooled"))
         return MapMetric(name, function, greater, wants, task, not pooled, pooled=pooled)

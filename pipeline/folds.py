@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from pipeline import artefacts, registry
+from pipeline import artefacts, registry, tasks
 from pipeline.artefacts import shown
 from pipeline.competition import Competition
 from pipeline.config import Config, root
@@ -169,10 +169,14 @@ def _deal(config: Config, competition: Competition, group: np.ndarray | None) ->
     column = _column(config, competition, group, str(facts.get("column", "")))
     task = task_for(config, competition)
     strata = task.strata(competition.targets)
-    if not facts.get("own_count"):
+    open_set = tasks.facts(config.task).get("open_set")  # whose classes lie in one fold whole, as they must
+    if not facts.get("own_count") and not open_set:
         _check_rare(config, strata, list(map(str, competition.targets)) if competition.masks else task.columns)
     folds = np.asarray(registry.build("splits", settings.method)(strata, column, settings.count, settings.seed))
-    _say_absent(strata, folds)
+    if open_set:
+        _check_alone(strata, folds)
+    else:
+        _say_absent(strata, folds)
     return folds
 
 
@@ -224,6 +228,17 @@ def _say_absent(strata: np.ndarray, folds: np.ndarray) -> None:
             "classes that lie in one fold whole, so that the member which predicts them never saw them: "
             f"{some(alone)}; their groups are too large to part"
         )
+
+
+def _check_alone(strata: np.ndarray, folds: np.ndarray) -> None:
+    """UserError where all rows of a fold are alike, so that each of its lists would be right."""
+    for fold in np.unique(folds[folds != NEVER]):
+        inside = np.unique(strata[folds == fold])
+        if len(inside) < 2:
+            raise UserError(
+                f"fold {fold} holds one identity alone, {str(inside[0])!r}, with nothing to tell it from; lower "
+                "folds.count"
+            )
 
 
 @functools.cache

@@ -8,6 +8,10 @@ masks: truth *bits* (C, H, W) uint8, values (C, H, W) probabilities, each its ow
 uint8, values (C, H, W) probabilities that sum to one over C. objects: truth *labels* (H, W) int32, values (C, H, W)
 of the planes that tell objects apart. See ``pipeline/masks.py`` for bits, indices and labels.
 
+embeddings: truth (N, 3) int64, of each row its identity, its pool and its camera (-1: none); values (N, D) float32,
+rows of length 1, of which a cosine alone has a meaning. D is the run's own, and each member has its own space: rows are
+compared within a pool, and the pool of a row is the fold whose member made its value.
+
 ranks: what metrics of ranked lists see, truth (Q,) int64, how many right answers there are to each query, and its
 answers (Q, k) int8, best first; see ``ranking.judge``. No network learns it.
 """
@@ -15,6 +19,7 @@ answers (Q, k) int8, best first; see ``ranking.judge``. No network learns it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,12 +28,16 @@ SMALLEST = 1e-15
 
 @dataclass(frozen=True)
 class Form:
-    """One shape. bounded: values lie in 0…1. simplex: they also sum to one. spatial: there is one for each pixel."""
+    """One shape. bounded: values lie in 0…1. simplex: they also sum to one. spatial: there is one for each pixel.
+
+    directions: values are embeddings, whose columns have no names and are no member's but its own.
+    """
 
     name: str
     bounded: bool
     simplex: bool
     spatial: bool = False
+    directions: bool = False
 
     def dense(self, truth: np.ndarray, columns: int) -> np.ndarray:
         """truth → (N, columns) float32, as values would say it with certainty; what is dense stays."""
@@ -38,10 +47,20 @@ class Form:
 
     def finish(self, raw: np.ndarray) -> np.ndarray:
         """raw (N, C) → values (N, C) float32 of this form: clipped to 0…1, rows scaled to sum one, or as they are."""
+        if self.directions:
+            return unit(raw)
         if not self.bounded:
             return raw.astype(np.float32)
         clipped = np.clip(raw, 0, 1) if not self.simplex else np.maximum(raw, 0)
         return normalised(clipped) if self.simplex else clipped.astype(np.float32)
+
+    def apart(self, truth: Any, folds: np.ndarray) -> Any:
+        """The truth of rows that members of these folds (N,) answered: of embeddings each fold is a pool of its own."""
+        if not self.directions:
+            return truth
+        found = truth.copy()
+        found[:, POOL] = folds
+        return found
 
     def distance(self, truth: np.ndarray, values: np.ndarray) -> np.ndarray:
         """(N,) float64, how far values are from truth: log loss of probabilities in nats, else the squared error."""
@@ -85,6 +104,13 @@ def levels(probabilities: np.ndarray) -> np.ndarray:
     return found
 
 
+def unit(points: np.ndarray) -> np.ndarray:
+    """(N, D) float32 rows of length 1 in the same directions; rows of zeros stay."""
+    wide = np.asarray(points, dtype=np.float32)
+    length = np.linalg.norm(wide, axis=1, keepdims=True)
+    return wide / np.where(length > 0, length, 1)
+
+
 def normalised(values: np.ndarray) -> np.ndarray:
     """Rows scaled to sum one, float32; a row of zeros becomes uniform."""
     total = values.sum(axis=-1, keepdims=True)
@@ -101,4 +127,7 @@ CLASS_MASKS = Form("class_masks", bounded=True, simplex=True, spatial=True)
 OBJECTS = Form("objects", bounded=True, simplex=False, spatial=True)
 MAPS = {form.name: form for form in (MASKS, CLASS_MASKS, OBJECTS)}
 
+EMBEDDINGS = Form("embeddings", bounded=False, simplex=False, directions=True)
+IDENTITY, POOL, CAMERA = 0, 1, 2  # columns of the truth of embeddings
+EMBEDDING = "embedding"  # the space of such predictions
 RANKS = "ranks"

@@ -58,11 +58,13 @@ def predict(
     with console.progress(label or "predict", len(rows)) as advance:
         for images, _ in prefetch(_batches(store, rows, batch)):
             prepared = network.prepare(images.to(device, non_blocking=True))
-            outputs = [task.activate(network.outputs(view.apply(prepared)), network.blueprint.state) for view in views]
+            seen = (network.predicted(view.apply(prepared)) for view in views)
+            outputs = [task.activate(one, network.blueprint.state) for one in seen]
             found.append(torch.stack(outputs))
             advance(len(images))
     if not found:
-        return np.zeros((len(views), 0, len(task.columns)), dtype=np.float32)
+        width = network.embedding_width if network.blueprint.embeds else len(task.columns)
+        return np.zeros((len(views), 0, width), dtype=np.float32)
     return torch.cat(found, dim=1).float().cpu().numpy()
 
 

@@ -33,7 +33,8 @@ class Learner(nn.Module):
         self.register_buffer("memory", torch.zeros(()) if facts.get("memory") else None)
         self.counted, self.compares = bool(facts.get("counts")), bool(facts.get("views"))
         self.distil = DISTILLATIONS[learns.name]
-        self.loss = registry.build("losses", config.loss)
+        self.loss, self.share = registry.build("losses", config.loss), config.loss_weight
+        self.pairs, self.pair_weights = pair_losses(network, config)
         self.mix = registry.build("mixes", config.mix) if mixes(config) else None
         self.auxiliary = None
         if auxiliary(config):
@@ -48,7 +49,10 @@ class Learner(nn.Module):
         images, batch = at_size(self.network.prepare(batch.images), batch)
         if self.mix is not None:
             images, batch = self._mixed(images, batch, generator)
-        if self.auxiliary is None:
+        if self.pairs:
+            vectors = self.network.vectors(images)
+            rows = self.share * self._answers(self.network.answers(vectors), batch) + self._compared(vectors, batch)
+        elif self.auxiliary is None:
             rows = self._answers(self.network.outputs(images), batch)
         else:
             with self.auxiliary.watching(self.network.backbone) as seen:
@@ -57,6 +61,14 @@ class Learner(nn.Module):
             rows = self.auxiliary.share * self._rows(self.auxiliary(seen.pop()), batch, beside)
             rows = rows + self._rows(outputs, batch, self.memory)
         return (rows * batch.weights).sum() / batch.weights.sum()
+
+    def _compared(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Vectors (V·B, F) → the losses of B rows by the other rows of their batch, each loss by its weight."""
+        points, labels = self.network.compared(vectors), batch.targets
+        labels = labels.argmax(dim=1) if labels.is_floating_point() else labels
+        views = len(points) // len(labels)
+        each = [loss(points, labels.repeat(views)).view(views, -1).mean(dim=0) for loss in self.pairs]
+        return (torch.stack(each) * torch.tensor(self.pair_weights, device=points.device)[:, None]).sum(dim=0)
 
     def _answers(self, outputs: torch.Tensor | Answers, batch: Batch) -> torch.Tensor:
         """The losses of B rows: the mean over levels, and that of a head of labels by its share."""
@@ -88,6 +100,31 @@ class Learner(nn.Module):
         targets, weights, *taught = mixed.split([part.shape[1] for part in parts], dim=1)
         soft, share = (taught[0], taught[1][:, 0]) if taught else (None, None)
         return images, Batch(batch.images, targets, weights[:, 0], soft, share)
+
+
+def pair_losses(network: Network, config: Config) -> tuple[nn.ModuleList, list[float]]:
+    """The losses of ``pairs``, those that learn as modules, and their weights."""
+    losses, weights = nn.ModuleList(), []
+    for call in config.pairs:
+        facts, made = registry.facts("pairs", call), registry.build("pairs", call)
+        plan = network.blueprint
+        size = plan.outputs or len(plan.columns)
+        losses.append(made(network.compared_width, size) if facts.get("learned") else Function(made))
+        weights.append(float(facts.get("weight", 1.0)))
+    return losses, config.pair_weights or weights
+
+
+class Function(nn.Module):
+    """A function of embeddings and labels as a module without weights."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """(B, F), (B,) → (B,)."""
+        found: torch.Tensor = self.function(embeddings, labels)
+        return found
 
 
 def at_size(images: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Batch]:
@@ -140,7 +177,7 @@ def auxiliary(config: Config) -> bool:
 def initial_loss(config: Config, outputs: int) -> float | None:
     """What the loss declares for a new model that knows nothing, an auxiliary classifier included, or None."""
     part, call = registry.bind("losses", config.loss)
-    declared: Any = part.load().facts.get("initial")
+    declared: Any = None if config.pairs else part.load().facts.get("initial")
     second, asked = registry.bind("auxiliaries", config.auxiliary)
     times = 1 + {**second.arguments, **asked.arguments}.get("share", 0.0)
     return None if declared is None else times * float(declared(outputs, **call.arguments))

@@ -13,6 +13,7 @@ from torch import nn
 from pipeline import backbone_names, registry
 from pipeline.errors import UserError, some
 from pipeline.parts.normalises import Normalise
+from pipeline.segmenters import Answers
 from pipeline.torchvision_fix import fix_torchvision
 
 
@@ -24,7 +25,7 @@ class Blueprint:
     head gives; 0: one a column. state: what the task learned from the member's own rows, such as their mean. decoder:
     what makes planes of the backbone's maps, in the place of pool and head. tile_scale: with resize="tiles", the share
     of an image's own size at which it is seen. preprocess: what changes every image before it becomes square, with all
-    arguments. whitening: (C, C, k, k) kernel.
+    arguments. whitening: (C, C, k, k) kernel. embeds: it predicts embeddings; the head is for training.
     """
 
     backbone: str
@@ -46,6 +47,7 @@ class Blueprint:
     whitening: list[Any] = field(default_factory=list)
     decoder: str = ""
     tile_scale: float = 1.0
+    embeds: bool = False
 
     def facts(self) -> dict[str, Any]:
         """Plain values for the checkpoint."""
@@ -86,12 +88,46 @@ class Network(nn.Module):
         """Normalised floats, where mixes of a batch act."""
         return self.normalise(images)
 
-    def outputs(self, prepared: torch.Tensor) -> torch.Tensor:
-        """Raw outputs of normalised images."""
+    def vectors(self, prepared: torch.Tensor) -> torch.Tensor:
+        """(B, F) pooled features of normalised images."""
         features = self.backbone(prepared)
         if not torch.is_autocast_enabled(features.device.type):
             features = features.to(next(self.head.parameters()).dtype)  # prediction keeps pool and head in fp32
-        return self.head(self.pool(features)).float()
+        return self.pool(features)
+
+    def answers(self, vectors: torch.Tensor) -> Any:
+        """Vectors → raw outputs; while it trains those of each part of a head that has ``levels``, as Answers."""
+        if self.training and hasattr(self.head, "levels"):
+            return Answers([level.float() for level in self.head.levels(vectors)], None)
+        return self.head(vectors).float()
+
+    def outputs(self, prepared: torch.Tensor) -> Any:
+        """Raw outputs of normalised images."""
+        return self.answers(self.vectors(prepared))
+
+    def embeddings(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Vectors → (B, E) float32, what stands for an image: behind the head's neck, where it has one."""
+        return (self.head.embed(vectors) if hasattr(self.head, "embed") else vectors).float()
+
+    def compared(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Vectors → (B, E), what losses of pairs compare: before the head's neck."""
+        return self.head.pairs(vectors) if hasattr(self.head, "pairs") else vectors
+
+    @property
+    def compared_width(self) -> int:
+        """The E of ``compared``."""
+        return self.embedding_width if hasattr(self.head, "pairs") else int(self.pool.features)
+
+    @property
+    def embedding_width(self) -> int:
+        """The E of ``embeddings``."""
+        return int(getattr(self.head, "width", self.pool.features))
+
+    def predicted(self, prepared: torch.Tensor) -> torch.Tensor:
+        """What predictions are made of: raw outputs of normalised images, or their embeddings."""
+        if self.blueprint.embeds:
+            return self.embeddings(self.vectors(prepared))
+        return self.outputs(prepared)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images → raw outputs."""

@@ -96,13 +96,6 @@ def best(table: np.ndarray, k: int) -> np.ndarray:
     return np.take_along_axis(places, order, axis=1)
 
 
-def unit(points: np.ndarray) -> np.ndarray:
-    """(N, D) float32 rows of length 1 in the same directions; rows of zeros stay."""
-    wide = np.asarray(points, dtype=np.float32)
-    length = np.linalg.norm(wide, axis=1, keepdims=True)
-    return wide / np.where(length > 0, length, 1)
-
-
 # --- re-ranking ---------------------------------------------------------------------------------------------------
 
 

@@ -61,7 +61,7 @@ class Run:
 
     def truth(self, task: Task) -> np.ndarray:
         """The truth of the scored rows."""
-        return task.targets(self.competition.targets)[self.scored]
+        return task.form.apart(task.targets(self.competition.targets)[self.scored], self.scored_folds)
 
     def learned(self, held_out: tuple[int, ...]) -> np.ndarray:
         """(N,) bool, the training rows that the member without these folds may learn from."""

@@ -231,6 +231,7 @@ def blueprint(run: Run, task: Task, held_out: tuple[int, ...]) -> network.Bluepr
         std=std,
         columns=task.columns,
         outputs=task.outputs,
+        embeds=task.form.directions,
         state=member_state(run, task, held_out),
         norm=config.norm,
         activation=config.activation,

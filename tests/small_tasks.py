@@ -75,6 +75,44 @@ def write(root: Path, task: str, rows: int = 48, tests: int = 12, learnable: boo
     return folder
 
 
+# --- retrieval ----------------------------------------------------------------------------------------------------
+
+ROLES = ("gallery", "pool")
+
+
+def write_retrieval(root: Path, role: str = "gallery", identities: int = 6, each: int = 6, **model: str) -> Path:
+    """configs and data/drawn of an open set: an identity is a pattern of 8×8 with noise; test identities are others.
+
+    role: "gallery", each identity has two queries and the rest is the gallery; "pool", the test images search
+    themselves. solution.csv lies beside the sample submission.
+    """
+    generator, folder = np.random.default_rng(0), root / "data/drawn"
+    tables: dict[str, list[list[str]]] = {"train": [], "test": []}
+    for name, count in (("train", identities), ("test", 3)):
+        for identity in range(count):
+            pattern = generator.integers(40, 216, (8, 8))
+            for place in range(each):
+                ident = f"{name}{identity}{place}"
+                image = (pattern + generator.integers(-30, 31, (8, 8))).clip(0, 255).astype(np.uint8)
+                _save(folder / f"{name}_images" / f"{ident}.png", image)
+                part = "query" if place < 2 and role == "gallery" else "gallery"
+                tables[name].append([ident, f"{name}{identity}", part])
+    asked = [row for row in tables["test"] if row[2] == "query" or role == "pool"]
+    shelf = [row for row in tables["test"] if row[2] == "gallery"]
+    answers = [[row[0], " ".join(other[0] for other in shelf if other[1] == row[1] and other != row)] for row in asked]
+    _csv(folder / "train.csv", "id,identity", [row[:2] for row in tables["train"]])
+    _csv(folder / "test.csv", "id,role", [[row[0], row[2]] for row in tables["test"]])
+    _csv(folder / "sample_submission.csv", "id,matches", [[row[0], f"{shelf[0][0]} {shelf[1][0]}"] for row in asked])
+    _csv(folder / "solution.csv", "id,matches", answers)
+    _yaml(root / "configs/default.yaml", "competition: drawn\nrecipe: default\n")
+    data = "data: {folder: data/drawn, target: identity, test_csv: test.csv, channels: 1}\nfolds: {count: 2}\n"
+    keys = "head: bnneck()\npairs: triplet()\nsampler: identities(p=4,k=4)\nmodels: [tiny]\n"
+    metric = "metric: mean_average_precision(k=2)\n"
+    _yaml(root / "configs/competition/drawn.yaml", f"task: retrieval()\n{metric}{data}{keys}")
+    _yaml(root / "configs/model/tiny.yaml", "".join(f"{key}: {value}\n" for key, value in {**MODEL, **model}.items()))
+    return folder
+
+
 # --- masks --------------------------------------------------------------------------------------------------------
 
 SIDE = 16

@@ -12,12 +12,12 @@ from lightning_fabric import Fabric
 
 from pipeline import registry
 from pipeline.errors import UserError
-from pipeline.forms import FORMS, MAPS, RANKS, Form
+from pipeline.forms import FORMS, MAPS, RANKS, Form, unit
 from pipeline.parts.augments import augmenter
 from pipeline.parts.losses import starting_scale
 from pipeline.parts.metrics_masks import score
 from pipeline.parts.views import expand
-from pipeline.ranking import Search, unit
+from pipeline.ranking import Search
 from pipeline.symmetry import SYMMETRIES
 
 ALL = [
@@ -819,7 +819,7 @@ def target_and_column(form: str, column: str | None) -> tuple[np.ndarray, np.nda
         "holdout": (rows % 3 == 0).astype(np.str_),
     }
     targets = {
-        "classes": np.array([f"c{row % 3}" for row in rows]),
+        "classes": np.array([f"c{row % 6}" for row in rows]),
         "labels": np.stack([rows % 2, rows % 3 == 0], axis=1).astype(np.int64),
         "numbers": rows[:, None] / 7,
     }

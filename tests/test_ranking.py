@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import ranking
+from pipeline import forms, ranking
 from pipeline.errors import UserError
 from pipeline.ranking import HIT, JUNK, MISS, Search
 
@@ -69,7 +69,7 @@ def test_embeddings_that_cannot_be_compared_are_refused():
 
 
 def test_unit_rows_have_length_one_and_zeros_stay():
-    rows = ranking.unit(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    rows = forms.unit(np.array([[3.0, 4.0], [0.0, 0.0]]))
     assert rows.dtype == np.float32
     np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0]], rtol=1e-6)
 

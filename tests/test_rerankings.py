@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import ranking, registry
+from pipeline.forms import unit
 from pipeline.parts import rerankings
-from pipeline.ranking import Search, unit
+from pipeline.ranking import Search
 
 EQUAL = 2e-6  # scores that differ by less may stand in either order
 

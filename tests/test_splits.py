@@ -106,10 +106,22 @@ def test_as_few_rows_as_there_are_folds_leave_none_empty(seed: int, count: int, 
     assert len(there) == count or name not in COUNTED
 
 
-@pytest.mark.parametrize("name", [name for name in COUNTED if not SPLITS[name].facts.get("column")])
+@pytest.mark.parametrize(
+    "name", [name for name in COUNTED if not SPLITS[name].facts.get("column") and name != "identity_kfold"]
+)
 def test_fewer_rows_than_folds_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="folds.count=4, but there are 3 rows; folds.count=3 at most"):
         registry.build("splits", name)(target_of(SPLITS[name].facts["takes"][0], 0, 3), None, 4, 0)
+
+
+def test_identities_lie_in_one_fold_each_and_are_at_least_as_many() -> None:
+    target = np.array([f"i{row % 11}" for row in range(90)])
+    folds = splits.identity_kfold(target, None, 4, 0)
+    assert all(len(np.unique(folds[target == name])) == 1 for name in np.unique(target))
+    sizes = np.bincount(folds)
+    assert sizes.max() - sizes.min() <= 9  # the rows of one identity
+    with pytest.raises(UserError, match="folds.count=12, but there are 11 groups; folds.count=11 at most"):
+        splits.identity_kfold(target, None, 12, 0)
 
 
 @pytest.mark.parametrize(("name", "form"), [(n, f) for n, f in TAKEN if SPLITS[n].facts.get("column")])

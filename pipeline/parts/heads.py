@@ -5,6 +5,10 @@ xavier (Glorot & Bengio 2010, eq. 16); msra (He et al. 2015, eq. 10); scaled, no
 al. 1998, eq. 16). All but the first set biases to zero.
 
 The fact ``cosines=True`` says that outputs are s · cosines, as losses with the same fact want them.
+
+A head with a neck has the method ``embed``, vectors (B, F) → (B, E) embeddings for retrieval, and E is its ``width``;
+of the others the vectors themselves are the embeddings. Losses of pairs see the vectors, or what ``pairs`` makes of
+them. A head of parts has the method ``levels``, each part's outputs, which have a loss each in training.
 """
 
 from __future__ import annotations
@@ -65,15 +69,44 @@ def mlp(
 @part(
     source="Wang et al. 2017 (NormFace); sub-centres: Deng et al. 2020 (Sub-center ArcFace)",
     cosines=True,
-    allowed={"s": (0, None), "centres": (1, 64)},
+    allowed={"s": (0, None), "centres": (1, 64), "size": (0, 65536), "dropout": (0, 0.99)},
 )
-def cosine(features: int, outputs: int, *, s: float = 0.0, centres: int = 1) -> nn.Module:
+def cosine(
+    features: int, outputs: int, *, s: float = 0.0, centres: int = 1, size: int = 0, neck: bool = False,
+    dropout: float = 0.0,
+) -> nn.Module:  # fmt: skip
     """s times the cosine between the features and each class's weights, for the margin losses.
 
     s: the scale, the same as the loss's; 0: √2 · log(C - 1), from the number of classes. centres: directions a class
-    has, of which the nearest counts; more than one leave room for noise within a class.
+    has, of which the nearest counts; more than one leave room for noise within a class. size: numbers of an embedding,
+    which a linear layer makes of the features; 0: the features themselves. neck: BatchNorm without a shift behind it,
+    as in bnneck. dropout: share of the features set to zero in training, below 1.
     """
-    return Cosine(features, outputs, starting_scale(s, outputs), centres)
+    classifier = Cosine(size or features, outputs, starting_scale(s, outputs), centres)
+    return Embedder(features, size, neck, dropout, classifier) if size or neck or dropout else classifier
+
+
+class Embedder(nn.Module):
+    """(B, F) → dropout, a linear layer to the embedding, a neck → the classifier of embeddings."""
+
+    def __init__(self, features: int, size: int, neck: bool, dropout: float, classifier: nn.Module) -> None:
+        super().__init__()
+        self.width = size or features
+        self.dropout = nn.Dropout(dropout)
+        self.project = nn.Linear(features, size, bias=not neck) if size else nn.Identity()
+        self.norm = _neck(self.width) if neck else nn.Identity()
+        self.classifier = classifier
+
+    def pairs(self, vectors: Tensor) -> Tensor:
+        """(B, F) → (B, E), what is compared in training: before the neck."""
+        return self.project(self.dropout(vectors))
+
+    def embed(self, vectors: Tensor) -> Tensor:
+        """(B, F) → (B, E)."""
+        return self.norm(self.pairs(vectors))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return self.classifier(self.embed(vectors))
 
 
 class Cosine(nn.Module):
@@ -100,10 +133,29 @@ def bnneck(features: int, outputs: int, *, dropout: float = 0.0) -> nn.Module:
 
     dropout: share of the normed features set to zero in training, below 1. Needs batches of more than one row.
     """
-    norm, classifier = nn.BatchNorm1d(features), nn.Linear(features, outputs, bias=False)
-    norm.bias.requires_grad_(False)
+    norm, classifier = _neck(features), nn.Linear(features, outputs, bias=False)
     nn.init.normal_(classifier.weight, std=0.001)
-    return nn.Sequential(norm, nn.Dropout(dropout), classifier)
+    return Necked(norm, nn.Dropout(dropout), classifier)
+
+
+class Necked(nn.Sequential):
+    """A norm, dropout and a classifier: embeddings are what the norm gives, pairs are compared before it."""
+
+    @property
+    def width(self) -> int:
+        """The numbers of an embedding."""
+        return int(self[0].num_features)
+
+    def embed(self, vectors: Tensor) -> Tensor:
+        """(B, F) → (B, F)."""
+        return self[0](vectors)
+
+
+def _neck(features: int) -> nn.BatchNorm1d:
+    """BatchNorm whose shift stays 0."""
+    norm = nn.BatchNorm1d(features)
+    norm.bias.requires_grad_(False)
+    return norm
 
 
 @part(
@@ -129,10 +181,13 @@ class PerPart(nn.Module):
 
     def __init__(self, features: int, outputs: int, parts: int, neck: bool) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(features) if neck else nn.Identity()
-        if isinstance(self.norm, nn.BatchNorm1d):
-            self.norm.bias.requires_grad_(False)
+        self.norm = _neck(features) if neck else nn.Identity()
+        self.width = features
         self.weight = nn.Parameter(nn.init.normal_(torch.empty(parts, outputs, features // parts), std=0.001))
+
+    def embed(self, vectors: Tensor) -> Tensor:
+        """(B, F) → (B, F), the parts side by side."""
+        return self.norm(vectors)
 
     def levels(self, vectors: Tensor) -> list[Tensor]:
         """What each part's classifier says, (B, C)."""

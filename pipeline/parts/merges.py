@@ -16,7 +16,7 @@ SMALLEST = 1e-7
 
 @part(source="Krizhevsky et al. 2012, sec. 4.1")
 def mean(values: np.ndarray, form: Form) -> np.ndarray:
-    """The mean of the probabilities."""
+    """The mean of the probabilities, or of the embeddings."""
     return form.finish(values.mean(axis=0, dtype=np.float64))
 
 

@@ -7,6 +7,7 @@ as ``sampler=identities()`` makes them.
 
 The fact ``learned=True`` marks a class, ``f(features, classes, *, …) -> nn.Module`` with the same call: it compares
 rows with points that it keeps for each class, and so needs no pairs. What these learn belongs to the training alone.
+``weight``: the usual share of the loss beside others, if it is not 1.
 
 Losses of cosines take embeddings of any length. All compute in float32 under any autocast, since cosines that half
 precision rounds to one are no longer apart.
@@ -192,7 +193,7 @@ class proxy_anchor(nn.Module):
             return len(labels) * (pulled / own.any(dim=1).sum().clamp(min=1) + pushed / len(cosines))
 
 
-@part(source="Wen et al. 2016 (Center loss), eq. 2–4", learned=True, allowed={"alpha": (0, 1)})
+@part(source="Wen et al. 2016 (Center loss), eq. 2–4", learned=True, weight=0.0005, allowed={"alpha": (0, 1)})
 class center(nn.Module):
     """Half the squared distance between a row and the centre of its class; it draws classes together, parting none.
 

@@ -19,7 +19,8 @@ from dataclasses import replace
 import numpy as np
 from scipy import sparse
 
-from pipeline.ranking import Search, best, blocks, unit
+from pipeline.forms import unit
+from pipeline.ranking import Search, best, blocks
 from pipeline.registry import part
 
 TINY = 1e-12

@@ -98,7 +98,7 @@ def shift(*, x: int = 1, y: int = 0) -> list[View]:
 @part(
     source="Krizhevsky et al. 2012, sec. 4.1",
     symmetry="none",
-    takes=("classes", "labels", "numbers"),
+    takes=("classes", "labels", "numbers", "embeddings"),
     allowed={"share": (0.1, 1)},
 )
 def five_crop(*, share: float = 0.875) -> list[View]:

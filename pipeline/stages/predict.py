@@ -84,7 +84,7 @@ def report(run: Run, task: Task, seconds: float, reused: bool) -> Outcome:
     if not reused:
         _say_gains(run, task, metric, truth, oof)
         _say_preprocessing(run, metric, truth, oof)
-        if not task.agreement:  # else values alone tell no confidence
+        if task.form.bounded:  # else values alone tell no confidence
             _say_confidence(run, task, oof)
     if task.form.spatial and not (reused and (run.folder / MASKS).exists()):
         _draw_masks(run, task, truth, oof, metric, metric.rows(seen, answered))

@@ -14,7 +14,7 @@ import pandas as pd
 from pipeline import artefacts, evaluate, submission
 from pipeline.artefacts import Predictions, shown
 from pipeline.competition import Competition, load
-from pipeline.config import Config
+from pipeline.config import Config, replace
 from pipeline.console import Outcome, say, warn
 from pipeline.errors import UserError, nearest
 from pipeline.runs import Run, predicted_runs
@@ -76,6 +76,8 @@ def _from_level2(config: Config, competition: Competition, task: Task, name: str
     folder = artefacts.runs_folder(config) / "level2" / name
     made = artefacts.read_json(folder / "level2.json")
     predictions = Predictions.load(folder / "test.npz")
+    if settings := made.get("settings"):
+        task = task_for(replace(config, **settings), competition)
     frame = _rows(competition, task, predictions)
     reached = made["score"]
     nested = str(evaluate.Score(reached["score"], reached["se"], "nested", reached["folds"]))
@@ -105,7 +107,7 @@ def _from_run(config: Config, competition: Competition, task: Task, name: str) -
 
 
 def _rows(competition: Competition, task: Task, predictions: Predictions) -> pd.DataFrame:
-    if predictions.values.shape[1] != len(task.columns):
+    if not task.form.directions and predictions.values.shape[1] != len(task.columns):
         raise UserError(
             f"the predictions have {predictions.values.shape[1]} columns, but the task has "
             f"{len(task.columns)}; the training table has changed: train and predict again"

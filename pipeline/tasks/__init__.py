@@ -2,7 +2,8 @@
 
 Form: ``f(config, competition, *, …) -> Task``. Facts: ``form`` of truth and values and ``learns``, the form of what the
 network is trained on (see ``pipeline/forms.py``); ``spatial``, that these are masks; ``strata``, the form of what
-splits balance, if it is another; ``loss``, ``metric``, ``split``, ``group_split``, ``decoder`` and ``cut``, defaults,
+splits balance, if it is another; ``scored``, what metrics see, if it is no form of values; ``open_set``, that the test
+asks for what training never shows; ``loss``, ``metric``, ``split``, ``group_split``, ``decoder`` and ``cut``, defaults,
 in which ``{argument}`` stands for the task's own argument. A fact that is a dict is chosen by the argument that the
 fact ``by`` names. Nothing outside this folder asks which task it is.
 """
@@ -127,7 +128,7 @@ def check(config: Config) -> None:
         "auxiliary": ("auxiliaries", config.auxiliary, known["learns"]),
         "augment": ("augments", config.augment, known["learns"]),
         "sampler": ("samplers", config.sampler, known["learns"]),
-        "metric": ("metrics", config.metric, known["form"]),
+        "metric": ("metrics", config.metric, known.get("scored", known["form"])),
         "folds.method": ("splits", config.folds.method, known.get("strata", known["form"])),
         "merge": ("merges", config.merge, known["form"]),
         "cut": ("cuts", config.cut, known["form"]),
@@ -140,6 +141,8 @@ def check(config: Config) -> None:
             _check_form(config.task, key, kind, call, form)
     for one in registry.unfold("losses", config.loss) if config.loss else ():
         _check_scale(config, one)
+    _check_pairs(config, str(known["learns"]))
+    _check_open_set(config, bool(known.get("open_set")))
     _check_spatial(config, bool(known.get("spatial")))
 
 
@@ -191,9 +194,36 @@ def _has(spatial: bool) -> str:
     return "has" if spatial else "has no"
 
 
+def _check_pairs(config: Config, learns: str) -> None:
+    """Losses of pairs need classes, whole images, and no second head."""
+    if not config.pairs:
+        return
+    given = f"pairs={','.join(config.pairs)}"
+    if learns != "classes":
+        raise UserError(f"{given} compares rows by class, but task={config.task} learns {learns}; leave it out")
+    if len(config.pair_weights) not in (0, len(config.pairs)):
+        raise UserError(f"pair_weights={config.pair_weights}, but {given}; give one weight for each, or none")
+    for key in ("mix", "auxiliary"):
+        if registry.parse(getattr(config, key)).name != "none":
+            raise UserError(f"{given} does not go with {key}={getattr(config, key)}; leave one of them out")
+
+
+def _check_open_set(config: Config, open_set: bool) -> None:
+    """Re-rankings fit each other, and are for lists; what speaks of known classes alone is not for an open set."""
+    from pipeline.ranking import check_rerankings  # it imports numpy, which help does without
+
+    if config.rerankings and not open_set:
+        raise UserError(f"rerankings={','.join(config.rerankings)} does not go with task={config.task}; leave it out")
+    if config.rerankings:
+        check_rerankings(config.rerankings)
+    if open_set and config.pseudo.crossfit:
+        raise UserError(f"pseudo.crossfit=true mixes members, which task={config.task} cannot compare; leave it out")
+
+
 def refuse_spatial(config: Config) -> None:
-    """Raise UserError in a stage that has no use for masks."""
-    if facts(config.task).get("spatial"):
+    """Raise UserError in a stage that has no use for masks or for embeddings."""
+    known = facts(config.task)
+    if known.get("spatial") or known.get("open_set"):
         raise UserError(f"stage={config.stage} is not made for task={config.task}; its stages are those of the recipe")
 
 
