@@ -242,7 +242,7 @@ def test_lists_hold_different_ids_of_the_gallery(cell, fits, drawn):
         (["rerankings=k_reciprocal(),query_expansion()"], "put it last"),
         (["rerankings=k_recip()"], "k_reciprocal"),
         (["pseudo.crossfit=true"], "mixes members"),
-        (["data.camera=lens"], "data.camera=lens, but the training table has no such column"),
+        (["data.camera=lens"], "has no column 'lens' (data.camera=lens)"),
         (["folds.count=6"], "holds one identity alone"),
         (["data.target=id,identity"], "identities are one column"),
     ],
