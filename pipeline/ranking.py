@@ -57,15 +57,17 @@ class Search:
             return self.scores(start, stop)
         return self.queries[start:stop] @ self.gallery.T
 
-    def nearest(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(self, k: int, first: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest of each query: similarities (Q, k) float32 and places in the gallery (Q, k) int64, best first.
 
         Equal ones come in the gallery's order. k is cut to what there is: G, or G - 1 where a pool searches itself.
+        first: so many of the first queries are asked alone.
         """
+        count = len(self.queries) if first is None else min(first, len(self.queries))
         k = min(k, len(self.gallery) - self.alone)
-        found = np.empty((len(self.queries), k), dtype=np.float32)
-        places = np.empty((len(self.queries), k), dtype=np.int64)
-        for start, stop in blocks(len(self.queries), len(self.gallery)):
+        found = np.empty((count, k), dtype=np.float32)
+        places = np.empty((count, k), dtype=np.int64)
+        for start, stop in blocks(count, len(self.gallery)):
             table = self.similarities(start, stop)
             if self.alone:
                 table[np.arange(stop - start), np.arange(start, stop)] = -np.inf

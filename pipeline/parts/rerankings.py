@@ -19,6 +19,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import sparse
 
+from pipeline.errors import UserError
 from pipeline.forms import unit
 from pipeline.ranking import Search, best, blocks
 from pipeline.registry import part
@@ -81,9 +82,9 @@ def database_augmentation(search: Search, *, k: int = 5) -> Search:
     gives="scores",
     allowed={"k1": (1, None), "k2": (1, None), "weight": (0, 1)},
     search={
-        "weight": (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
         "k1": (3, 5, 7, 10, 15, 20, 30, 50),
         "k2": (1, 2, 3, 4, 6, 10, 15),
+        "weight": (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
     },
 )
 def k_reciprocal(search: Search, *, k1: int = 20, k2: int = 6, weight: float = 0.3) -> Search:
@@ -252,6 +253,46 @@ def _solved(graph: sparse.csr_array, wanted: np.ndarray, alpha: float, steps: in
         before, size = size, np.where(size > enough, (residual**2).sum(axis=0), size)
         direction = residual + size / np.maximum(before, np.finfo(np.float32).tiny) * direction
     return solution
+
+
+# --- several searches as one --------------------------------------------------------------------------------------
+
+
+@part(
+    source="Cormack et al. 2009 (reciprocal rank fusion)",
+    gives="scores",
+    allowed={"widths": (1, None), "k": (0, None)},
+    search={},
+)
+def reciprocal_ranks(search: Search, *, widths: tuple[int, ...] = (1,), k: float = 60.0) -> Search:
+    """Embeddings that lie side by side rank the gallery each for itself; a score is the sum of 1 / (k + rank).
+
+    widths: how wide each embedding is against the others; all the columns are shared out in these proportions. k: how
+    little the first ranks count for more than the later ones. Ranks count from 1, over the whole gallery.
+    """
+    wide = search.queries.shape[1]
+    if not widths or wide % sum(widths):
+        raise UserError(
+            f"reciprocal_ranks(widths={list(widths)}) shares columns out, but {wide} are no multiple of {sum(widths)}; "
+            "give the widths of the embeddings that lie side by side"
+        )
+    ends = np.cumsum(widths) * (wide // sum(widths))
+    sides = [slice(int(end - own), int(end)) for own, end in zip(np.diff(ends, prepend=0), ends, strict=True)]
+    lists = [Search(unit(search.queries[:, side]), unit(search.gallery[:, side])) for side in sides]
+
+    def scores(start: int, stop: int) -> np.ndarray:
+        found = np.zeros((stop - start, len(search.gallery)), dtype=np.float32)
+        for one in lists:
+            cosines = one.similarities(start, stop)
+            if search.alone:
+                cosines[np.arange(stop - start), np.arange(start, stop)] = -np.inf  # no query ranks itself
+            places = np.argsort(-cosines, axis=1, kind="stable")
+            ranks = np.broadcast_to(np.arange(1, found.shape[1] + 1, dtype=np.float32), found.shape)
+            np.put_along_axis(cosines, places, 1 / (np.float32(k) + ranks), axis=1)
+            found += cosines
+        return found
+
+    return Search(search.queries, search.gallery, search.alone, scores)
 
 
 def _rows(places: np.ndarray, weights: np.ndarray, columns: int) -> sparse.csr_array:
