@@ -60,7 +60,7 @@ TECHNIQUES: dict[str, tuple[str, ...]] = {
         "loss=total(losses=['cross_entropy()','lovasz_softmax()'])",
         "loss=normface() head=cosine()", "loss=cosface() head=cosine()", "loss=arcface() head=cosine()",
         "loss=arcface() head=cosine(centres=3)", "loss=sphereface() head=cosine()", "loss=adacos() head=cosine()",
-        "loss=l_softmax() head=cosine()",
+        "loss=l_softmax() head=inner_product()",
     ),
     "optimizers": (  # AdamW's rate is a tenth of Muon's, its usual 2e-3; the rest by their papers' ratio to Adam's
         "optim=adamw() lr=0.002", "optim=adam() lr=0.002", "optim=sgd() lr=0.05", "optim=sgd() lr=0.2",

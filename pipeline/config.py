@@ -753,7 +753,7 @@ def _check_several(config: Config) -> None:
     _, *inner = registry.unfold("losses", config.loss) if config.loss else [""]
     for one in inner:
         facts = registry.facts("losses", one)
-        if facts.get("views") or facts.get("memory"):
+        if facts.get("views") or facts.get("memory") or facts.get("lengths"):
             raise UserError(f"loss={config.loss}: {one} cannot stand in another loss; give it alone")
     made = registry.facts("augments", config.augment).get("several")
     if config.loss and registry.facts("losses", config.loss).get("views") and not made:

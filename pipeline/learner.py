@@ -32,6 +32,7 @@ class Learner(nn.Module):
         facts = registry.facts("losses", config.loss)
         self.register_buffer("memory", torch.zeros(()) if facts.get("memory") else None)
         self.counted, self.compares = bool(facts.get("counts")), bool(facts.get("views"))
+        self.measures = bool(facts.get("lengths"))
         self.distil = DISTILLATIONS[learns.name]
         self.loss, self.share = registry.build("losses", config.loss), config.loss_weight
         self.pairs, self.pair_weights = pair_losses(network, config)
@@ -49,9 +50,11 @@ class Learner(nn.Module):
         images, batch = at_size(self.network.prepare(batch.images), batch)
         if self.mix is not None:
             images, batch = self._mixed(images, batch, generator)
-        if self.pairs:
+        if self.pairs or self.measures:
             vectors = self.network.vectors(images)
-            rows = self.share * self._answers(self.network.answers(vectors), batch) + self._compared(vectors, batch)
+            lengths = self.network.head.lengths(vectors) if self.measures else None
+            rows = self.share * self._answers(self.network.answers(vectors), batch, lengths)
+            rows = rows + self._compared(vectors, batch) if self.pairs else rows
         elif self.auxiliary is None:
             rows = self._answers(self.network.outputs(images), batch)
         else:
@@ -70,20 +73,26 @@ class Learner(nn.Module):
         each = [loss(points, labels.repeat(views)).view(views, -1).mean(dim=0) for loss in self.pairs]
         return (torch.stack(each) * torch.tensor(self.pair_weights, device=points.device)[:, None]).sum(dim=0)
 
-    def _answers(self, outputs: torch.Tensor | Answers, batch: Batch) -> torch.Tensor:
+    def _answers(
+        self, outputs: torch.Tensor | Answers, batch: Batch, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The losses of B rows: the mean over levels, and that of a head of labels by its share."""
         if not isinstance(outputs, Answers):
-            return self._rows(outputs, batch, self.memory)
+            return self._rows(outputs, batch, self.memory, lengths)
         rows = torch.stack([self._rows(level, batch, self.memory) for level in outputs.planes]).mean(dim=0)
         return rows if outputs.labels is None else rows + self.presence * presence_loss(outputs.labels, batch.targets)
 
-    def _rows(self, outputs: torch.Tensor, batch: Batch, memory: torch.Tensor | None) -> torch.Tensor:
+    def _rows(
+        self, outputs: torch.Tensor, batch: Batch, memory: torch.Tensor | None, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Outputs of V·B images → the losses of B rows: the mean over views, unless the loss compares them."""
         views = outputs.split(len(batch.targets))
         more = [*([self.counts] if self.counted else []), *([] if memory is None else [memory])]
         given = [outputs] if self.compares else views
         targets = _probabilities(batch.targets)
-        rows = torch.stack([self.loss(one, targets, *more) for one in given]).mean(dim=0)
+        beside = [()] * len(given) if lengths is None else [(one,) for one in lengths.split(len(batch.targets))]
+        pairs = zip(given, beside, strict=True)
+        rows = torch.stack([self.loss(one, targets, *own, *more) for one, own in pairs]).mean(dim=0)
         if batch.soft is None or batch.share is None:
             return rows
         soft = _probabilities(batch.soft)

@@ -12,7 +12,7 @@ KINDS = {
     "optims": "optim", "schedules": "schedule", "averages": "average", "norms": "norm", "activations": "activation",
     "stems": "stem", "finetunes": "finetune", "preprocesses": "data.preprocess",
     "normalises": "data.normalise", "sizes": "sizes",
-    "auxiliaries": "auxiliary",
+    "auxiliaries": "auxiliary", "pairs": "pairs",
 }  # fmt: skip
 TASKS = {"classes": "multiclass()", "labels": "multilabel()", "numbers": "regression()"}
 NEEDED = {  # arguments without a default, and partners
@@ -42,6 +42,8 @@ def test_part_trains_two_batches(project, key: str, part: registry.Part) -> None
     words = list(NEEDED.get(part.name, (f"{key}={part.name}()",)))
     if part.facts.get("cosines") and part.kind == "losses":
         words.append("head=cosine()")
+    if part.facts.get("lengths") and part.kind == "losses":
+        words.append("head=inner_product()")
     size = ("image_size=16", "batch_size=6", "epochs=1")
     ended = project.run("stage=train", "fold=0", "symmetry=d4", *size, *words)
     assert ended.code == 0, ended.err
@@ -52,10 +54,11 @@ def test_part_trains_two_batches(project, key: str, part: registry.Part) -> None
 PROMISED = {  # what the project says it has, by kind; a part that vanishes or is renamed must vanish here too
     "losses": "cross_entropy weighted_cross_entropy balanced_cross_entropy focal focal_labels ohem bce asymmetric "
     "soft_f_beta lovasz_hinge lovasz_softmax poly1 bi_tempered symmetric_cross_entropy jsd mse mae huber log_cosh "
-    "quantile hinge normface sphereface cosface arcface margin_by_count adacos adacos_moving total",
+    "quantile hinge normface sphereface l_softmax cosface arcface margin_by_count adacos adacos_moving total",
     "pairs": "triplet contrastive circle multi_similarity sup_con proxy_anchor center",
     "pools": "avg max dual gem attention fractional_max stripes granularities",
-    "heads": "linear mlp cosine bnneck per_part multi_sample_dropout drop_connect",
+    "rerankings": "none query_expansion database_augmentation k_reciprocal diffusion",
+    "heads": "linear inner_product mlp cosine bnneck per_part multi_sample_dropout drop_connect",
     "auxiliaries": "none middle",
     "optims": "sgd adagrad adadelta rmsprop adam adamw nadam radam lamb lars lion muon schedule_free sam lookahead",
 }

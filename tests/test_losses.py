@@ -283,6 +283,36 @@ def test_margin_loss_is_the_slow_one(loss, slow, keywords, s: float) -> None:
         torch.testing.assert_close(loss(s * cosines, target, s=s, **keywords), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("m", "plain"), [(1.0, 0.0), (2.0, 0.0), (3.0, 0.5), (4.0, 5.0)])
+def test_l_softmax_is_the_slow_one(m: float, plain: float) -> None:
+    """Eq. 4 to 6 of the paper, with the plain logit that its code adds, row by row."""
+    torch.manual_seed(0)
+    vectors, head = torch.randn(40, 6), heads.inner_product(6, 5)
+    weights = head[1].weight.detach()
+    expected = torch.zeros(40, 5)
+    for row, x in enumerate(vectors):
+        logits = [float(w @ x) for w in weights]
+        for y, w in enumerate(weights):
+            size = float(w.norm() * x.norm())
+            angle = math.acos(logits[y] / size)
+            k = int(m * angle / math.pi)
+            turned = (-1) ** k * math.cos(m * angle) - 2 * k
+            right = size * (turned + plain * math.cos(angle)) / (1 + plain)
+            others = sum(math.exp(logit) for place, logit in enumerate(logits) if place != y)
+            expected[row, y] = math.log(math.exp(right) + others) - right
+    loss = functools.partial(losses.l_softmax, m=m, plain=plain)
+    outputs, lengths, classes = head(vectors), head.lengths(vectors), torch.arange(40) % 5
+    soft = torch.rand(40, 5).softmax(dim=1)
+    torch.testing.assert_close(
+        loss(outputs, classes, lengths), expected[torch.arange(40), classes], rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(loss(outputs, soft, lengths), (soft * expected).sum(dim=1), rtol=1e-4, atol=1e-4)
+    if m == 1:
+        torch.testing.assert_close(
+            loss(outputs, classes, lengths), losses.cross_entropy(outputs, classes), rtol=1e-4, atol=1e-4
+        )
+
+
 def test_margin_losses_fall_as_the_right_cosine_rises_and_cost_more_than_none() -> None:
     cosines = torch.zeros(201, 3)
     cosines[:, 0] = torch.linspace(-1, 1, 201)

@@ -110,6 +110,8 @@ def loss_of(name: str, columns: int = CLASSES, form: str = "classes"):
         lists = isinstance(part.arguments[key], tuple)
         given.append(f"{key}={[WITHIN[form]] * 2 if lists else WITHIN[form]!r}")
     loss = registry.build("losses", f"{name}({', '.join(given)})")
+    if part.facts.get("lengths"):  # constant lengths, longer than any logit here
+        return lambda outputs, target: loss(outputs, target, torch.full(outputs.shape, 20.0))
     if part.facts.get("memory"):
         return lambda outputs, target: loss(outputs, target, torch.zeros(()))
     if not part.facts.get("counts"):
@@ -248,7 +250,7 @@ def test_loss_names_its_facts_rightly(name: str) -> None:
     assert set(part.facts["takes"]) <= {*FORMS, *MAPS}
     assert part.facts.get("calls", {}).keys() <= part.arguments.keys()
     positional = [p for p in inspect.signature(part.load()).parameters.values() if p.kind is not p.KEYWORD_ONLY]
-    assert len(positional) == 2 + sum(bool(part.facts.get(fact)) for fact in ("counts", "memory"))
+    assert len(positional) == 2 + sum(bool(part.facts.get(fact)) for fact in ("lengths", "counts", "memory"))
 
 
 # --- pools and heads ----------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ NOTES = {
     "quantile": "loss=quantile(q=0.9)",
     "hinge": "loss=hinge()",
     "NormFace": "loss=normface(s=16.0)",
-    "large-margin (L-Softmax)": "loss=l_softmax()",
+    "large-margin (L-Softmax)": "loss=l_softmax() head=inner_product()",
     "SphereFace": "loss=sphereface(s=16.0,m=1.35)",
     "AM-softmax, CosFace": "loss=cosface(s=16.0,m=0.35)",
     "ArcFace": "loss=arcface(s=16.0,m=0.5)",
@@ -181,7 +181,7 @@ NOTES = {
     "compile": "train.compile=true",
     "trained to the clock": "train.seconds=90",
 }
-MISSING = ["large-margin (L-Softmax)"]  # SyncBN needs no key: it comes with several devices, see test_objective.py
+# SyncBN needs no key: it comes with several devices, see test_objective.py
 
 
 def faults(settings: str) -> list[str]:
@@ -208,14 +208,9 @@ def check(key: str, value: object) -> None:
         config._check_value(config.keys()[key], item)
 
 
-@pytest.mark.parametrize("name", [name for name in NOTES if name not in MISSING])
+@pytest.mark.parametrize("name", NOTES)
 def test_it_can_be_switched_on(name):
     assert faults(NOTES[name]) == []
-
-
-@pytest.mark.parametrize("name", MISSING)
-def test_what_is_missing_is_missing_still(name):
-    assert faults(NOTES[name]), f"{name} is there now: take it out of MISSING"
 
 
 def test_several_at_once_on_the_digits(project):

@@ -4,7 +4,8 @@ Form: ``f(features, outputs, *, …) -> nn.Module``. ``init`` says how new layer
 xavier (Glorot & Bengio 2010, eq. 16); msra (He et al. 2015, eq. 10); scaled, normal with variance 1 / inputs (LeCun et
 al. 1998, eq. 16). All but the first set biases to zero.
 
-The fact ``cosines=True`` says that outputs are s · cosines, as losses with the same fact want them.
+The fact ``cosines=True`` says that outputs are s · cosines, as losses with the same fact want them; ``lengths=True``,
+that the head has the method ``lengths``, vectors → (B, C), which divides its outputs to cosines.
 
 A head with a neck has the method ``embed``, vectors (B, F) → (B, E) embeddings for retrieval, and E is its ``width``;
 of the others the vectors themselves are the embeddings. Losses of pairs see the vectors, or what ``pairs`` makes of
@@ -37,6 +38,24 @@ def linear(features: int, outputs: int, *, dropout: float = 0.0, init: str = "de
     init: how the weights start; zero, all classes alike, lets no gradient through in the first step.
     """
     return nn.Sequential(nn.Dropout(dropout), _started(nn.Linear(features, outputs), init))
+
+
+@part(source="Liu et al. 2016 (Large-margin softmax), eq. 2", lengths=True, allowed={"dropout": (0, 0.99)})
+def inner_product(features: int, outputs: int, *, dropout: float = 0.0) -> nn.Module:
+    """One linear layer without a bias: the cosine times both lengths, as the loss l_softmax wants it.
+
+    dropout: share of the features set to zero in training, below 1.
+    """
+    return InnerProduct(nn.Dropout(dropout), nn.Linear(features, outputs, bias=False))
+
+
+class InnerProduct(nn.Sequential):
+    """(B, F) → (B, C), |w| |x| cos a; ``lengths`` are |w| |x|."""
+
+    def lengths(self, vectors: Tensor) -> Tensor:
+        """(B, F) → (B, C) float32."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            return vectors.float().norm(dim=1, keepdim=True) * self[1].weight.float().norm(dim=1)
 
 
 @part(

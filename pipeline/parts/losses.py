@@ -17,8 +17,9 @@ the mean alone has a meaning. ``counts=True``: a third positional argument says 
 rows are of each class, (C,), or is None where targets are no classes. ``cosines=True``: outputs are s · cosines of the
 head ``cosine``, and loss and head must be given the same s. ``memory=True``: a last positional argument is a tensor (),
 0 at first, that the loss changes from batch to batch; it lies in the checkpoint. ``views=True``: the loss compares
-several views of each row, and gets them one after the other. ``calls``: the arguments that hold call-strings, and of
-what kind. ``pixelwise=True``: see above.
+several views of each row, and gets them one after the other. ``lengths=True``: a third positional argument (B, C) has
+the lengths of features and weights multiplied, as a head with the same fact measures them. ``calls``: the arguments
+that hold call-strings, and of what kind. ``pixelwise=True``: see above.
 """
 
 from __future__ import annotations
@@ -433,12 +434,28 @@ def sphereface(outputs: Tensor, target: Tensor, *, s: float = 0.0, m: float = 1.
     L-Softmax); 0: from the number of classes. m: the factor, any number ≥ 1; above 2 it is hard to start with.
     """
 
-    def shifted(cosines: Tensor) -> Tensor:
-        angles = m * cosines.acos()
-        turns = (angles / math.pi).floor()
-        return (1 - 2 * (turns % 2)) * angles.cos() - 2 * turns
+    return _margin_loss(outputs, target, s, lambda cosines: _multiplied(cosines, m))
 
-    return _margin_loss(outputs, target, s, shifted)
+
+@part(
+    source="Liu et al. 2016 (Large-margin softmax), eq. 4–6; the weight of the plain logit: their published code",
+    takes=("classes",),
+    lengths=True,
+    allowed={"m": (1, 8), "plain": (0, None)},
+)
+def l_softmax(outputs: Tensor, target: Tensor, lengths: Tensor, *, m: float = 2.0, plain: float = 1.0) -> Tensor:
+    """L-Softmax: cross-entropy in which the angle to the right class counts m times, and lengths as they are.
+
+    The right class's logit |w| |x| cos a becomes |w| |x| (psi(a) + plain cos a) / (1 + plain), with
+    psi(a) = (-1)^k cos(m a) - 2 k for a from k pi / m on. Soft targets take the expectation over classes.
+
+    m: the factor, any number >= 1; 1 is cross-entropy. plain: weight of the plain logit beside the turned one: the
+    paper starts with 1000 and lowers it; 0 is the loss alone, which above m = 2 hardly starts.
+    """
+    logits, lengths = outputs.float(), lengths.float()
+    cosines = (logits / lengths.clamp(min=1e-12)).clamp(-1 + 1e-6, 1 - 1e-6)
+    right = (lengths * _multiplied(cosines, m) + plain * logits) / (1 + plain)
+    return _expect(functional.softplus(_others(logits) - right), target)
 
 
 # --- labels -------------------------------------------------------------------------------------------------------
@@ -760,6 +777,13 @@ def _margin_loss(outputs: Tensor, target: Tensor, s: float, shifted: Callable[[T
     scale = starting_scale(s, outputs.shape[1])
     cosines = (outputs.float() / scale).clamp(-1 + 1e-6, 1 - 1e-6)  # an angle has no finite gradient at its ends
     return _expect(functional.softplus(_others(scale * cosines) - scale * shifted(cosines)), target)
+
+
+def _multiplied(cosines: Tensor, m: float) -> Tensor:
+    """The cosine (B, C) of an angle m times as large, going on downwards where that would rise again."""
+    angles = m * cosines.acos()
+    turns = (angles / math.pi).floor()
+    return (1 - 2 * (turns % 2)) * angles.cos() - 2 * turns
 
 
 def _turned(cosines: Tensor, m: float | Tensor) -> Tensor:

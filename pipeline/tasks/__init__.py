@@ -228,11 +228,14 @@ def refuse_spatial(config: Config) -> None:
 
 
 def _check_scale(config: Config, loss: str) -> None:
-    """A loss of cosines needs the head that gives them, at the same scale."""
+    """A loss of cosines needs the head that gives them, at the same scale; one of lengths the head that has them."""
     part, call = registry.bind("losses", loss)
+    head, given = registry.bind("heads", config.head)
+    if part.facts.get("lengths") and not head.facts.get("lengths"):
+        fits = [f"{name}()" for name, other in registry.parts("heads").items() if other.facts.get("lengths")]
+        raise UserError(f"loss={loss} reads lengths, which head={config.head} does not tell; set head={fits[0]}")
     if not part.facts.get("cosines"):
         return
-    head, given = registry.bind("heads", config.head)
     own, other = {**part.arguments, **call.arguments}.get("s", 0), {**head.arguments, **given.arguments}.get("s", 0)
     if not head.facts.get("cosines") or own != other:
         raise UserError(
