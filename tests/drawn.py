@@ -477,14 +477,85 @@ def mask_file_a_class(root: Path) -> Path:
     return root
 
 
+# --- the same thing again -----------------------------------------------------------------------------------------
+
+
+def _shown(root: Path, folders: Iterable[tuple[str, Iterable[str]]]) -> None:
+    """Images of 12 px in folders, each folder's of eight identities in turn."""
+    for folder, names in folders:
+        _images(root / folder, names, [row % 8 for row, _ in enumerate(names)], side=12)
+
+
 def matches(root: Path) -> Path:
-    """Queries and a gallery: retrieval."""
-    train, test = _ids(12), _ids(8, 100)
-    _images(root / "train_images", train, [row % 3 for row in range(12)])
-    _images(root / "test_images", test, [row % 3 for row in range(8)])
-    table(root / "train.csv", "id,label", ((name, NAMES[row % 3]) for row, name in enumerate(train)))
+    """Queries and a gallery by a role; ten identities in five families."""
+    train, test = _ids(40), _ids(8, 100)
+    _shown(root, (("train_images", train), ("test_images", test)))
+    rows = ((name, f"c{row % 10:02d}", f"f{row % 10 // 2}", f"d{row // 10}") for row, name in enumerate(train))
+    table(root / "train.csv", "id,label,family,drawer", rows)
     table(root / "test.csv", "id,role", ((name, "query" if row < 3 else "gallery") for row, name in enumerate(test)))
     table(root / "sample_submission.csv", "id,matches", ((name, " ".join(test[3:])) for name in test[:3]))
+    return root
+
+
+def pool(root: Path) -> Path:
+    """Test images that search each other; each stands first in its own answer."""
+    train, test = _ids(32), _ids(6, 100)
+    _shown(root, (("train_images", train), ("test_images", test)))
+    table(root / "train.csv", "id,title,label_group", ((name, f"t{name}", 7 * (r % 8)) for r, name in enumerate(train)))
+    table(root / "test.csv", "id,title", ((name, f"t{name}") for name in test))
+    table(root / "sample_submission.csv", "id,matches", ((name, name) for name in test))
+    return root
+
+
+def index(root: Path) -> Path:
+    """Test images that search a folder of others, deep in it, which the sample alone tells."""
+    train, test, searched = _ids(32), _ids(4, 100), _ids(9, 200)
+    _shown(root, [(f"train/{place}", train[place::2]) for place in (0, 1)])
+    _shown(root, [("test", test), ("index/0/a", searched[:5]), ("index/0/b", searched[5:])])
+    table(root / "train.csv", "id,landmark_id", ((name, 100 + row % 8) for row, name in enumerate(train)))
+    table(root / "sample_submission.csv", "id,images", ((name, " ".join(searched[:3])) for name in test))
+    return root
+
+
+def searched_folders(root: Path) -> Path:
+    """A folder for each identity, one of queries and one of a gallery, and no csv."""
+    for row in range(32):
+        save(root / "train" / f"p{row % 8}" / f"{row:04d}.png", picture(row % 8, row, side=12))
+    _shown(root, (("query", [f"q{row}" for row in range(3)]), ("gallery", [f"g{row}" for row in range(7)])))
+    return root
+
+
+def searched_tables(root: Path) -> Path:
+    """query.csv and gallery.csv beside train.csv, cameras among the columns, and one folder of images."""
+    train, asking, searched = _ids(32), _ids(3, 100), _ids(7, 200)
+    _shown(root, (("images", [*train, *asking, *searched]),))
+    rows = ((f"{name}.png", f"p{row % 8}", row // 8) for row, name in enumerate(train))
+    table(root / "train.csv", "image,person,camera", rows)
+    for name, ids in (("query", asking), ("gallery", searched)):
+        table(root / f"{name}.csv", "image,camera", ((f"{one}.png", row % 2) for row, one in enumerate(ids)))
+    table(root / "sample_submission.csv", "image,result", ((f"{name}.png", "") for name in asking))
+    return root
+
+
+def new_whale(root: Path) -> Path:
+    """Five labels a cell, one of them for whales that training does not know, where it is a label as well."""
+    train, test = [f"{name}.jpg" for name in _ids(40)], [f"{name}.jpg" for name in _ids(6, 100)]
+    for folder, names in (("train", train), ("test", test)):
+        _images(root / folder, names, [row % 8 for row, _ in enumerate(names)], "", side=12)
+    rows = ((name, "new_whale" if row % 4 == 0 else f"w_{row % 5}") for row, name in enumerate(train))
+    table(root / "train.csv", "Image,Id", rows)
+    table(root / "sample_submission.csv", "Image,Id", ((name, "new_whale w_0 w_1 w_2 w_3") for name in test))
+    return root
+
+
+def new_individual(root: Path) -> Path:
+    """Three labels a cell, one of which no training row has; a species that several individuals share."""
+    train, test = _ids(40), _ids(6, 100)
+    _shown(root, (("train_images", train), ("test_images", test)))
+    rows = ((name, ("orca", "fin")[row % 10 % 2], f"{row % 10:012x}") for row, name in enumerate(train))
+    table(root / "train.csv", "image,species,individual_id", rows)
+    cell = "000000000003 000000000001 new_individual"
+    table(root / "sample_submission.csv", "image,predictions", ((name, cell) for name in test))
     return root
 
 
@@ -506,6 +577,12 @@ MASKS: dict[str, Callable[[Path], Path]] = {
 }  # fmt: skip
 
 
+SEARCHES: dict[str, Callable[[Path], Path]] = {
+    form.__name__: form
+    for form in (matches, pool, index, searched_folders, searched_tables, new_whale, new_individual)
+}
+
+
 def write(name: str, root: Path) -> Path:
     """Draw a form into a folder of its own below root."""
-    return {**FORMS, **MASKS}[name](root / name)
+    return {**FORMS, **MASKS, **SEARCHES}[name](root / name)

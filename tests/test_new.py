@@ -532,18 +532,6 @@ def test_sizes_of_images_with_masks_decide_between_whole_ones_and_squares(sizes_
     assert (made_.value("data.resize"), made_.value("image_size")) == expected
 
 
-@pytest.mark.parametrize(("name", "task"), [("matches", "retrieval")])
-def test_tasks_of_other_versions_are_named_and_their_config_written(project, name, task):
-    getattr(drawn, name)(project.root / "data" / name)
-    ended = new(project, name)
-    assert ended.code == 2
-    assert f"a {task} competition" in ended.err
-    assert f"no task {task} yet" in ended.err
-    layer = settings.read_layer(Path(f"configs/competition/{name}.yaml"))
-    assert (layer["task"], layer["data.train_csv"]) == (task, "train.csv")
-    assert "competition: digits" in (project.root / "configs/default.yaml").read_text()
-
-
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 
@@ -1017,11 +1005,6 @@ def test_folders_of_masks_are_segmentation_and_no_classes(project):
     assert ended.code == 0, ended.err
     layer = settings.read_layer(Path("configs/competition/parts.yaml"))
     assert (layer["task"], layer["data.train_images"]) == ("segmentation()", "train/images")
-
-
-def test_a_new_individual_in_the_sample_is_retrieval(project):
-    made(project, "Image,Id", ["w_1", "w_2", "new_whale"], "Image,Id", ("new_whale w_1 w_2",))
-    assert "a retrieval competition (the sample answers new_whale)" in new(project, "made").err
 
 
 def test_a_zip_with_everything_in_it_is_to_be_unpacked(project):

@@ -16,12 +16,12 @@ from pipeline.discover.looks import Looks, look, settle_images
 from pipeline.discover.mask_forms import find_masks
 from pipeline.discover.mask_keys import settle_masks
 from pipeline.discover.rows import Rows, find_rows
+from pipeline.discover.search import Search, find_search
+from pipeline.discover.search_keys import search_target
 from pipeline.discover.settings import settle_training
 from pipeline.discover.sides import settle_sides
 from pipeline.discover.targets import Target, find_target
 from pipeline.errors import UserError, some
-from pipeline.forms import FORMS
-from pipeline.tasks import facts
 
 SYMMETRY = "hflip | d4: not known; does a mirrored image keep its label? a turned one too?"
 MIRRORED = "hflip | d4: a mask is mirrored with its image; d4 if a turned one is as likely"
@@ -38,6 +38,7 @@ class Discovery:
     looks: Looks
     draft: Draft
     answer: str
+    search: Search | None = None
 
 
 def discover(folder: Path, given: dict[str, Any], command: str) -> Discovery:
@@ -49,8 +50,12 @@ def discover(folder: Path, given: dict[str, Any], command: str) -> Discovery:
     draft = Draft(given, notes=list(content.notes))
     told = find_masks(content, draft)
     rows = find_rows(told.folder, draft, told.listed) if told else find_rows(content, draft)
-    target = settle_masks(told, rows, draft) if told else find_target(rows, draft)
-    if not rows.tested.files and not (target and target.later):
+    search = None if told else find_search(rows, draft)
+    if told:
+        target: Target | None = settle_masks(told, rows, draft)
+    else:
+        target = search_target(search, rows, draft) if search else find_target(rows, draft)
+    if not rows.tested.files:
         places = some([place or "." for place in rows.files.folders("test")], 6)
         draft.ask(
             "data.test_images", f"no test images were seen; folders of images: {places}", "data.test_images=FOLDER"
@@ -60,27 +65,23 @@ def discover(folder: Path, given: dict[str, Any], command: str) -> Discovery:
     _one_row_an_image(rows, target)
     looks = look(rows, draft)
     draft.set("task", target.task, target.why)
-    answer = ""
-    if not target.later:
-        settle_metric(rows, target, draft)
+    settle_metric(rows, target, search, draft)
     _settle_symmetry(target, draft)
     if target.columns:
         draft.set("data.target", target.columns, f"of {rows.train}" if rows.train else "the folder's name")
     settle_images(rows, looks, draft, boxes=told is None)
-    if not target.later:
-        answer = settle_answers(rows, target, draft)
-        settle_sides(rows, target, draft)
-        settle_training(rows, target, looks, draft)
+    answer = settle_answers(rows, target, search, draft)
+    settle_sides(rows, target, search, draft)
+    settle_training(rows, target, looks, draft)
     for key, value in given.items():
         if key not in draft.lines:
             draft.set(key, value, "")
-    return Discovery(rows, target, looks, draft, answer)
+    return Discovery(rows, target, looks, draft, answer, search)
 
 
 def _settle_symmetry(target: Target, draft: Draft) -> None:
     """A mirrored image keeps a mask of one class true, mirrored as well; labels, and left and right, nobody knows."""
-    spatial = not target.later and facts(target.task).get("spatial")
-    one = bool(spatial) and len(draft.value("mask.classes", [])) <= 1
+    one = bool(target.facts.get("spatial")) and len(draft.value("mask.classes", [])) <= 1
     draft.set("symmetry", "hflip" if one else "none", MIRRORED if one else SYMMETRY)
     if "symmetry" not in draft.given:
         draft.open["symmetry"] = OPEN_TURNED if one else OPEN_SYMMETRY
@@ -89,7 +90,7 @@ def _settle_symmetry(target: Target, draft: Draft) -> None:
 def _one_row_an_image(rows: Rows, target: Target) -> None:
     """Raise UserError where the training table repeats images, but for tasks that are made so."""
     ids = rows.table.drop_duplicates()[rows.id]  # a row that repeats another word for word counts once
-    if target.later or ids.is_unique or facts(target.task)["form"] not in FORMS:
+    if ids.is_unique or target.facts.get("spatial"):
         return
     repeated = ids[ids.duplicated()].unique().tolist()
     pairs = rows.table[[rows.id, *target.columns]].drop_duplicates()

@@ -8,15 +8,17 @@ from pipeline import registry
 from pipeline.discover.columns import column
 from pipeline.discover.draft import Draft
 from pipeline.discover.rows import Rows
+from pipeline.discover.search import Search
 from pipeline.discover.targets import Target
 from pipeline.errors import UserError, some
-from pipeline.tasks import facts
 
 
-def settle_metric(rows: Rows, target: Target, draft: Draft) -> None:
+def settle_metric(rows: Rows, target: Target, search: Search | None, draft: Draft) -> None:
     """The metric: given, hinted at by the form of the submission, or the task's default, which is then said."""
-    known = facts(target.task)
+    known = target.facts
     hinted, why = _hint(rows, target, str(known["form"]))
+    if search and search.depth > 1:
+        hinted, why = f"mean_average_precision(k={search.depth})", f"the sample lists {search.depth} answers"
     if hinted and "metric" not in draft.given:
         draft.set("metric", hinted, f"not known, but {why}; see ./run.sh help metrics")
         draft.open["metric"] = (
@@ -57,11 +59,13 @@ def ranked(rows: Rows, target: Target, form: str) -> int:
     return counts.pop() if len(counts) == 1 and all(set(names) <= classes for names in listed) else 0
 
 
-def settle_answers(rows: Rows, target: Target, draft: Draft) -> str:
+def settle_answers(rows: Rows, target: Target, search: Search | None, draft: Draft) -> str:
     """What a cell of the submission will hold, in words; UserError where the sample asks for other things."""
-    if facts(target.task).get("spatial"):
+    if target.facts.get("spatial"):
         row = str(draft.value("mask.rows", "image"))
         return f"run-length texts, one row {'a' if row == 'class' else 'an'} {row}"
+    if search:
+        return f"{rows.answers[0] if rows.answers else target.columns[0]}: {search.answer}"
     if "data.answers" in draft.given:
         draft.set("data.answers", draft.given["data.answers"], "")
     if target.separator:
@@ -71,7 +75,7 @@ def settle_answers(rows: Rows, target: Target, draft: Draft) -> str:
     repeated = int(rows.sample_table.iloc[:, 0].duplicated().sum())
     if repeated:
         draft.notes.append(f"{rows.sample}: {repeated} rows repeat an image; each gets its image's answer")
-    form = str(facts(target.task)["form"])
+    form = str(target.facts["form"])
     if len(rows.answers) > 1:
         return f"{len(rows.answers)} columns: {some(rows.answers, 4)}"
     cells = column(rows.sample_table, rows.answers[0])

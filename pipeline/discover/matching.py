@@ -16,9 +16,13 @@ from pipeline.discover.columns import words
 from pipeline.discover.folder import listed, top
 from pipeline.errors import UserError, nearest, some
 from pipeline.patterns import COVERED, guess_channels, guess_pattern, without_suffix
+from pipeline.queries import QUERIES
 
-ROLES = {"train": {"train", "training"}, "test": {"test", "testing"}}
-ELSE = {"train": {"test", "testing", "valid", "val", "validation"}, "test": {"train", "training", "valid", "val"}}
+ROLES = {"train": {"train", "training"}, "test": {"test", "testing", *QUERIES}}
+ELSE = {
+    "train": {"test", "testing", "valid", "val", "validation", "gallery", *QUERIES},
+    "test": {"train", "training", "valid", "val"},
+}
 MASKS = {"mask", "masks", "annotation", "annotations", "segmentation", "segmentations"}
 MASKED = -2  # what hint says of folders of masks
 SHOWN_IDS = 300  # cells that a column is tried with

@@ -14,6 +14,7 @@ from pipeline.discover.folder import Folder, listed
 from pipeline.discover.matching import Files, column_share, hint, leaving, match, nothing_fits
 from pipeline.errors import UserError, some
 from pipeline.patterns import COVERED
+from pipeline.queries import QUERIES
 
 SAMPLES = {"submission", "submissions", "submit", "sub", "samplesubmission"}
 LABELS = {"label", "labels", "target", "targets", "annotation", "annotations", "class", "classes"}
@@ -40,7 +41,8 @@ def find_train(folder: Folder, files: Files, sample: str, draft: Draft) -> str:
     """The table of the training rows; "" where folders stand for classes; UserError where a table names no image."""
     tables = {name: table for name, table in folder.tables.items() if name != sample}
     known = folder.tables.get(sample)
-    labelled = {n: t for n, t in tables.items() if not said(n) & {"test", "testing"} and not said(n) & SAMPLES}
+    others = {"test", "testing", "gallery", *QUERIES, *SAMPLES}
+    labelled = {name: table for name, table in tables.items() if not said(name) & others}
     ranked = []
     for name, table in labelled.items():
         column_ = draft.given.get("data.id") or _best(table, files, known)[0]

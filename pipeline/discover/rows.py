@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from pipeline.artefacts import shown
+from pipeline.discover.columns import words
 from pipeline.discover.draft import Draft
 from pipeline.discover.folder import Folder, top
 from pipeline.discover.matching import (
@@ -26,6 +27,7 @@ from pipeline.discover.roles import FEW, SAMPLES, class_folders, find_id, find_s
 from pipeline.errors import UserError, some
 from pipeline.files import resolve
 from pipeline.patterns import COVERED
+from pipeline.queries import QUERIES
 
 
 @dataclass
@@ -116,7 +118,7 @@ def _test(rows: Rows, draft: Draft) -> str:
     wanted = set() if rows.sample_table is None else set(rows.sample_table.iloc[:, 0])
     fits = []
     for name, table in others.items():
-        named = bool(said(name) & {"test", "testing"}) and not said(name) & SAMPLES
+        named = bool(said(name) & {"test", "testing", *QUERIES}) and not said(name) & SAMPLES
         if rows.id not in table.columns:
             draft.notes += [f"{name} has no column {rows.id}: not used"] * named
             continue
@@ -209,7 +211,8 @@ def _unlabelled(rows: Rows, given: str | None) -> Match:
     if given is not None:
         return Match(given, [], rows.files.inside(given))
     used = set(rows.matched.files)
-    for folder in rows.files.folders("test"):
+    asking = [folder for folder in rows.files.folders("test") if set(words(folder)) & QUERIES]
+    for folder in asking or rows.files.folders("test"):
         inside = rows.files.inside(folder)
         if hint(folder, "test") == 1 and not used & {f"{folder}/{name}" for name in inside}:
             return Match(folder, [], inside)

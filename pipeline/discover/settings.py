@@ -13,7 +13,6 @@ from pipeline.discover.draft import Draft
 from pipeline.discover.looks import Looks
 from pipeline.discover.rows import Rows
 from pipeline.discover.targets import Target
-from pipeline.tasks import facts
 
 SMALL = 64  # images up to this side stay at their own size, and train from random weights
 USUAL = 224
@@ -22,12 +21,13 @@ RARE = 0.01  # share of the rows in classes of fewer rows than folds for whose s
 FROM_RANDOM, FROM_PRETRAINED = 1000, 2000  # steps that a small net needs to get anywhere
 STEPS = 20  # an epoch has at least so many where possible
 LEAST_BATCH, MOST_BATCH, LARGE_BATCH = 8, 64, 32
+EACH = 4  # images of an identity in a batch, or more
 
 
 def settle_training(rows: Rows, target: Target, looks: Looks, draft: Draft) -> None:
     """Folds, models, size, batch, epochs, rate and augmentation."""
     folds = _settle_folds(rows, target, draft)
-    spatial = bool(facts(target.task).get("spatial"))
+    spatial = bool(target.facts.get("spatial"))
     small = _settle_size(looks, draft) <= SMALL if not spatial else True
     if spatial:
         mask_settings.settle_sizes(looks, draft)
@@ -42,6 +42,8 @@ def settle_training(rows: Rows, target: Target, looks: Looks, draft: Draft) -> N
         )
     rows_learned = len(rows.table) * (1 - 1 / folds) * int(draft.value("tiles.repeat", 1))
     batch = batch_size(rows_learned, MOST_BATCH if draft.value("image_size") <= 128 else LARGE_BATCH)
+    if target.facts.get("open_set"):
+        batch = _settle_pairs(rows, target, draft.given.get("batch_size", batch), folds, draft)
     steps = max(1, int(rows_learned // draft.given.get("batch_size", batch)))
     draft.set("batch_size", batch, f"{steps} steps an epoch of {rows_learned:.0f} {'images' if spatial else 'rows'}")
     epochs = _epochs(steps, mask_settings.STEPS if spatial else FROM_RANDOM if small else FROM_PRETRAINED, small)
@@ -59,6 +61,17 @@ def settle_training(rows: Rows, target: Target, looks: Looks, draft: Draft) -> N
                 f"{', '.join(shadowed)}: configs/model/{name}.yaml has its own, which wins; edit it, or say it "
                 "with each command"
             )
+
+
+def _settle_pairs(rows: Rows, target: Target, batch: int, folds: int, draft: Draft) -> int:
+    """The strong baseline of re-identification but for its centre loss; returns the batch that the sampler fills."""
+    identities = len(column(rows.table, target.columns[0]).distinct)
+    p = max(2, min(batch // EACH, int(identities * (1 - 1 / folds))))
+    k = max(2, batch // p)
+    draft.set("head", "bnneck()", "losses of pairs see what lies before it, the search what lies behind it")
+    draft.set("pairs", ["triplet()"], "beside the loss of classes: rows of a batch against each other")
+    draft.set("sampler", f"identities(p={p},k={k})", f"{p} identities with {k} images each: a batch for pairs")
+    return p * k
 
 
 def batch_size(rows: float, most: int) -> int:
@@ -86,7 +99,8 @@ def _settle_size(looks: Looks, draft: Draft) -> int:
 
 def _settle_folds(rows: Rows, target: Target, draft: Draft) -> int:
     count, why = FOLDS, "the usual number"
-    counts = _class_counts(rows, target)
+    open_set = target.facts.get("open_set")
+    counts = Counter() if open_set else _class_counts(rows, target)
     rare = {name: number for name, number in counts.items() if number < FOLDS}
     if rare and sum(rare.values()) >= RARE * len(rows.table):
         several = [number for number in counts.values() if number > 1]
@@ -99,13 +113,16 @@ def _settle_folds(rows: Rows, target: Target, draft: Draft) -> int:
         groups = column(rows.table, group).cells.nunique()
         if groups < count:
             count, why = max(2, groups), f"{group} has only {groups} values"
+    identities = column(rows.table, target.columns[0]).cells.nunique() if open_set else 2 * count
+    if identities < 2 * count:
+        count, why = max(2, identities // 2), f"{target.columns[0]} has only {identities} values, and a fold needs two"
     count = min(count, max(2, len(rows.table)))
     return int(draft.set("folds.count", count, why))
 
 
 def _class_counts(rows: Rows, target: Target) -> Counter[str]:
     """Rows a class; empty for numbers and masks."""
-    if facts(target.task)["form"] == "numbers" or not target.columns:
+    if target.facts["form"] == "numbers" or not target.columns:
         return Counter()
     if len(target.columns) > 1:
         marks = {name: column(rows.table, name).numbers for name in target.columns}
@@ -118,9 +135,9 @@ def _class_counts(rows: Rows, target: Target) -> Counter[str]:
 
 
 def _settle_augment(target: Target, small: bool, draft: Draft) -> None:
-    if "period" in registry.bind("tasks", target.task)[0].arguments:
+    if "period" in registry.find("tasks", registry.parse(target.task).name).arguments:
         draft.set("augment", "none()", "an angle does not bear the rotations of light()")
-    elif draft.value("symmetry") == "none" or (small and not facts(target.task).get("spatial")):
+    elif draft.value("symmetry") == "none" or (small and not target.facts.get("spatial")):
         why = "small shifts, turns and scales" + ("" if small else "; with symmetry: hflip, medium() is stronger")
         draft.set("augment", "light()", why)
     else:

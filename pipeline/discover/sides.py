@@ -5,21 +5,22 @@ from __future__ import annotations
 from pipeline.discover.columns import SPLITS, column, find_features, find_group, is_time, words
 from pipeline.discover.draft import Draft
 from pipeline.discover.rows import Rows
+from pipeline.discover.search import Search
+from pipeline.discover.search_keys import settle_search
 from pipeline.discover.targets import Target
 from pipeline.errors import UserError, nearest, some
-from pipeline.tasks import facts
 
 OPEN_GROUP = "if images that share it are alike (one patient, one scene), data.group keeps them in one fold"
 
 
-def settle_sides(rows: Rows, target: Target, draft: Draft) -> None:
+def settle_sides(rows: Rows, target: Target, search: Search | None, draft: Draft) -> None:
     """Groups, folds and features; UserError for a column of the command line that is not there."""
-    for key in ("data.group", "data.order", "data.holdout", "data.features"):
+    for key in ("data.group", "data.camera", "data.order", "data.holdout", "data.features"):
         _check_given(rows, draft, key)
     taken = {rows.id, *target.columns, *(draft.value("data.box") or [])}
-    group = _settle_group(rows, taken, draft)
+    group = settle_search(search, rows, target, draft) if search else _settle_group(rows, taken, draft)
     _settle_folds_columns(rows, taken | {group}, draft)
-    if not facts(target.task).get("spatial"):  # level 2 of maps has no side features
+    if not search and not target.facts.get("spatial"):  # level 2 of maps and of searches has no side features
         _settle_features(rows, target, taken | {group}, draft)
 
 

@@ -14,8 +14,8 @@ WIDTH = 116
 
 def _counts(found: Discovery) -> str:
     rows, tests = len(found.rows.matched.files), len(found.rows.tested.files)
-    several = f" ({found.rows.table[found.rows.id].nunique()} images)" if found.target.later else ""
-    return f"{rows} training rows{several}, {tests} test images"
+    more = f", {found.search.beside} images in {found.search.gallery}" if found.search and found.search.gallery else ""
+    return f"{rows} training rows, {tests} test images{more}"
 
 
 def _kind(found: Discovery) -> str:

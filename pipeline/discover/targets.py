@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.discover.choosing import choose
-from pipeline.discover.columns import Column, column, words
+from pipeline.discover.columns import Column, column
 from pipeline.discover.draft import Draft
 from pipeline.discover.rows import Rows
-from pipeline.discover.values import AMOUNTS, FEW_VALUES, LABELS, of_column, of_columns, separator_of, tokens
+from pipeline.discover.values import AMOUNTS, FEW_VALUES, of_column, of_columns, separator_of, tokens
 from pipeline.errors import UserError, some
 from pipeline.tasks import facts
-from pipeline.tasks import names as task_names
-
-MATCHES = {"matches", "match", "neighbours", "neighbors", "retrieved"}
-OPEN_SET = {"new_whale", "new_individual", "new_class", "unknown_individual"}
 
 
 @dataclass(frozen=True)
 class Target:
     """columns: of the training table. task: a call-string. separator: between the labels of a cell, if there are any.
 
-    chances: the sample submission has a column for each class. later: this version has no such task.
+    chances: the sample submission has a column for each class. until: the task whose facts hold for one that this
+    version does not have yet.
     """
 
     columns: list[str]
@@ -30,14 +28,21 @@ class Target:
     why: str
     separator: str = ""
     chances: bool = False
-    later: bool = False
+    until: str = ""
+
+    @property
+    def later(self) -> bool:
+        """Whether this version has no such task."""
+        return bool(self.until)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The facts of the task."""
+        return facts(self.until or self.task)
 
 
 def find_target(rows: Rows, draft: Draft) -> Target | None:
     """The target and its task; None where the user must be asked, which the draft then does."""
-    other = None if "task" in draft.given else another_task(rows)
-    if other:
-        return other
     names, why = choose(rows, draft)
     if not names:
         return None
@@ -78,42 +83,3 @@ def _may_be_classes(found: Sequence[Column], task: str) -> bool:
 
 def _form(task: str) -> str:
     return str(facts(task)["form"])
-
-
-# --- matches: named, and left to a task of their own --------------------------------------------------------------
-
-
-def another_task(rows: Rows) -> Target | None:
-    """Retrieval, where names or cells say so."""
-    seen = _matches(rows)
-    if not seen:
-        return None
-    held = [name for name in rows.table.columns if name in rows.answers or set(words(name)) & (LABELS | {"individual"})]
-    return _other([str(name) for name in held[:1]], "retrieval", seen)
-
-
-def _other(columns: list[str], task: str, why: str) -> Target:
-    return Target(columns, task, why, later=task not in task_names())
-
-
-def _matches(rows: Rows) -> str:
-    """Why the competition is one of finding the same thing again, or ""."""
-    for name in rows.answers:
-        if set(words(name)) & MATCHES:
-            return f"the sample asks for {name}"
-    places = {word for place in rows.files.folders("test") for word in words(place)}
-    if {"query", "gallery"} <= places:
-        return "there are folders of queries and of a gallery"
-    for name in [] if rows.test_table is None else rows.test_table.columns:
-        if {"query", "gallery"} <= set(rows.test_table[name].str.lower().unique()):  # type: ignore[index]
-            return f"column {name} of {rows.test} tells queries from gallery"
-    if rows.sample_table is not None and len(rows.answers) == 1:
-        cells = rows.sample_table.iloc[:, 1].head(200).str.split()
-        tokens = list(dict.fromkeys(token for cell in cells for token in cell))
-        new = OPEN_SET & set(tokens)
-        if new:
-            return f"the sample answers {new.pop()}"
-        known = {value for name in rows.table.columns if name != rows.id for value in rows.table[name].unique()[:5000]}
-        if tokens and not set(tokens) & known and cells.map(len).max() > 1 and rows.files.share(tokens) > 0.9:
-            return f"the sample's cells in {rows.answers[0]} are images"
-    return ""
