@@ -578,8 +578,7 @@ MASKS: dict[str, Callable[[Path], Path]] = {
 
 
 SEARCHES: dict[str, Callable[[Path], Path]] = {
-    form.__name__: form
-    for form in (matches, pool, index, searched_folders, searched_tables, new_whale, new_individual)
+    form.__name__: form for form in (matches, pool, index, searched_folders, searched_tables, new_whale, new_individual)
 }
 
 
