@@ -151,6 +151,11 @@ def lanes(p: Picture) -> None:
     p.path((8.34, 5.77), (8.34, 5.38))
     p.stage(9.12, 5.77, 1.02, 0.4, "features")
     p.path((9.3, 5.77), (8.46, 5.36))
+    middle = 7.15
+    p.path((middle, lane(FOLDS - 1) - 0.2), (middle, 2.37))
+    p.stage(middle - 0.5, 1.95, 1.0, 0.4, "mine")
+    p.path((middle, 1.95), (middle, 1.71))
+    p.file(middle - 0.6, 1.31, 1.2, 0.38, "mined.csv", size=9.8)
 
 
 def level_two(p: Picture) -> None:
@@ -187,8 +192,8 @@ def captions(p: Picture) -> None:
     p.text(8.6, 1.66, "Member k teaches member k only:", ha="left")
     p.text(8.6, 1.42, "no label of fold k reaches", ha="left")
     p.text(8.6, 1.18, "what predicts fold k.", ha="left")
-    p.text(8.6, 0.82, "Lanes meet in stack alone; its score", p.theme.faint, ha="left")
-    p.text(8.6, 0.58, "is nested CV on the same folds.", p.theme.faint, ha="left")
+    p.text(8.6, 0.82, "Lanes meet in stack, scored by nested CV,", p.theme.faint, ha="left")
+    p.text(8.6, 0.58, "and at second order in mine.", p.theme.faint, ha="left")
     for y, fill, edge, word in (
         (1.36, p.theme.stage, p.theme.stage, "stage"),
         (0.98, p.theme.card, p.theme.edge, "file"),

@@ -39,7 +39,8 @@ def all_checks(run: Run) -> list[Check]:
     """Every check, in the order of its cost; fold 0 is held out, as in the first training."""
     views = registry.facts("augments", run.config.augment).get("several")
     still = "several(change='none()')" if views else "none()"
-    plain = replace(run.config, augment=still, mix="none()", sizes="fixed()", train__labels="", train__soft="")
+    none = {"train__labels": "", "train__soft": "", "train__hard": ""}
+    plain = replace(run.config, augment=still, mix="none()", sizes="fixed()", **none)
     run = Run(plain, run.name)
     machine = hardware.choose(plain)
     hardware.start(machine)

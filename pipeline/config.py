@@ -215,6 +215,11 @@ class Train:
     threads: int = option(0, "CPU threads; 0: all cores; part of the result on a CPU", low=0, scope="run")
     labels: str = option("", "csv of pseudo-labels that join the training table (stage=pseudo writes it)", scope="run")
     soft: str = option("", "folder of soft labels, one npz a fold (stage=distill writes it)", scope="run")
+    hard: str = option(
+        "", "csv of ids and weights (stage=mine writes it) by which training rows count, or come with "
+        "sampler=weighted()",
+        scope="run",
+    )  # fmt: skip
     temperature: float = option(1.0, "softens teacher and student in the distillation loss", above=0, scope="run")
     alpha: float = option(0.5, "share of the distillation loss beside the true labels'", low=0, high=1, scope="run")
     checkpoint_seconds: float = option(15.0, "least seconds between two saves of last.ckpt; changes no result", low=0)
@@ -268,6 +273,23 @@ class Knn:
 
     k: int = option(20, "neighbours among the member's own training rows", low=1)
     temperature: float = option(0.1, "of the neighbours' weights, exp(cosine / temperature)", above=0)
+
+
+@dataclass
+class Mine:
+    """What OOF confuses most."""
+
+    power: float = option(
+        1.0, "a row weighs 1 + (its loss / its fold's mean loss) to this power; 0: all alike", low=0, high=10
+    )
+    most: float = option(4.0, "largest weight of a row, as a multiple of the least", low=1)
+    margin: float = option(
+        0.1, "a row of an embedding is hard where another identity is nearer than its own, or by less than this cosine "
+        "farther",
+        low=0, high=2,
+    )  # fmt: skip
+    neighbours: int = option(3, "nearest rows of other identities that mined_pairs.csv lists of each row", low=1)
+    pictures: int = option(12, "hardest rows on the sheet", low=1, high=200)
 
 
 @dataclass
@@ -394,6 +416,7 @@ class Config:
     distill: Distill = field(default_factory=Distill)
     stack: Stack = field(default_factory=Stack)
     knn: Knn = field(default_factory=Knn)
+    mine: Mine = field(default_factory=Mine)
     tune: Tune = field(default_factory=Tune)
     features: Features = field(default_factory=Features)
 

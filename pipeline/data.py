@@ -135,6 +135,9 @@ class Loader:
 
     def __init__(self, images: Source, table: Table, config: Config, most: int = 0) -> None:
         self.images, self.table, self.seed, self.most = images, table, config.seed, most
+        self.chances: list[np.ndarray] = []
+        if registry.facts("samplers", config.sampler).get("weighs"):  # rows come as often as their weight says instead
+            self.table, self.chances = replace(table, weights=np.ones_like(table.weights)), [table.weights]
         self.batch_size = min(config.batch_size, len(table))
         self.sampler = registry.build("samplers", config.sampler)
         self.sizes = registry.build("sizes", config.sizes)(config.image_size, config.epochs)
@@ -150,7 +153,7 @@ class Loader:
 
     def order(self, epoch: int) -> np.ndarray:
         """The places of the table's rows in this epoch."""
-        return self.sampler(self.table.targets, draw(self.seed, epoch))
+        return self.sampler(self.table.targets, *self.chances, draw(self.seed, epoch))
 
     def size(self, epoch: int, step: int) -> int:
         """The side in pixels of a batch, drawn from (seed, epoch, step); beyond the last epoch as in it."""

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.sheets import drawn, grid, page
+from pipeline.sheets import drawn, grid, page, short
 
 EACH = 4  # images of each group
 SIDE = 168  # of a tile
-LETTERS = 20  # on a line beside the tiles
 
 
 def picks(gains: np.ndarray, covered: np.ndarray, each: int = EACH) -> dict[str, np.ndarray]:
@@ -42,7 +41,7 @@ def sheet(
     pages = []
     for name, rows in groups.items():
         tiles = [_row(image(int(row)), truth.one(int(row)), answers.one(int(row))) for row in rows]
-        labels = [f"{_short(str(ids[row]))}\n{scores[row]:.4f}" for row in rows]
+        labels = [f"{short(str(ids[row]))}\n{scores[row]:.4f}" for row in rows]
         title = name if pages else f"{name} · {heading}"
         pages.append(page(title, ["image", "truth", "prediction"], labels, np.array(tiles), legend=legend, side=SIDE))
     return grid(pages)
@@ -51,7 +50,3 @@ def sheet(
 def _row(image: np.ndarray, truth: np.ndarray, answer: np.ndarray) -> np.ndarray:
     """(3, SIDE, SIDE, 3) uint8."""
     return np.stack([drawn(image, None, SIDE), drawn(image, truth, SIDE), drawn(image, answer, SIDE)])
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"

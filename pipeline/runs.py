@@ -126,7 +126,7 @@ class Run:
             from pipeline import extra
 
             found["data.extra"] = extra.digest(self.config, self.competition)
-        for name in ("train.labels", "train.soft", "weights"):
+        for name in ("train.labels", "train.soft", "train.hard", "weights"):
             text = scoped(self.config, "run")[name]
             if text:
                 found[name] = _digest(root() / text, name)
@@ -290,8 +290,10 @@ class Run:
 
     @property
     def mark(self) -> str:
-        """What the tables say beside this run's scores: whose rows chose its settings; or an empty text."""
-        return chosen_on(self.stored().get("settings", {}).get("tuned", []))
+        """What the tables say beside this run's scores: whose rows chose its settings or weights; or an empty text."""
+        settings = self.stored().get("settings", {})
+        leak = "second-order leak: rows weighed by OOF" if settings.get("train.hard") else ""
+        return "; ".join(filter(None, [chosen_on(settings.get("tuned", [])), leak]))
 
     @property
     def rejected(self) -> str:
@@ -361,5 +363,5 @@ def _digest(path: Path, name: str) -> str:
     if path.is_dir():
         return artefacts.fingerprint({p.name: artefacts.file_digest(p) for p in sorted(path.iterdir())})
     if not path.is_file():
-        raise UserError(f"{name}={path} does not exist")
+        raise UserError(f"{name}={shown(path)} does not exist")
     return artefacts.file_digest(path)

@@ -17,6 +17,7 @@ from pipeline.pictures import opencv, pillow
 TILE = 112  # smallest side of a picture on the page; smaller ones are enlarged by whole numbers
 LARGEST = 160
 GAP, TEXT, LABEL = 6, 13, 150  # pixels: between tiles, of the letters, of the column at the left
+LETTERS = 20  # on a line of that column, or below a tile
 TINT, VEIL = 0.3, 0.6  # how much of a mask's colour lies on what it covers, of grey on what is void
 FIRST = 0.9  # hue of the first colour: photographs hold little magenta
 GOLDEN = 0.618034  # of the circle of hues, from one colour to the next: any few that follow each other differ
@@ -86,6 +87,11 @@ def png(sheet: Any) -> bytes:
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def short(text: str) -> str:
+    """As much of a text as a line beside or below a tile holds."""
+    return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"
 
 
 def tile_side(size: int) -> int:

@@ -36,7 +36,7 @@ from pipeline.hardware import Hardware
 from pipeline.maps import Geometry, Mean, Stored
 from pipeline.parts import views
 from pipeline.runs import Run
-from pipeline.tables import read_table
+from pipeline.tables import check_ids, read_table
 from pipeline.tasks import Task, task_for
 
 
@@ -150,6 +150,8 @@ def _pictures(run: Run, task: Task, held_out: tuple[int, ...]) -> tuple[Table, S
     if outside := extra.load(run.config, run.competition):
         table = _join_extra(table, run, task, held_out, outside)
         pictures.append(stores.extra_store(run.config, outside))
+    if run.config.train.hard:
+        table.weights = table.weights * _hardness(run)[np.minimum(table.rows, len(run.folds))]
     return table, Joined(pictures), images.train
 
 
@@ -361,6 +363,26 @@ def _join_extra(table: Table, run: Run, task: Task, held_out: tuple[int, ...], o
     if table.soft is not None:
         joined.soft, joined.share = task.encode(task.soft(taught), state), 0 * ones
     return table.join(joined)
+
+
+def _hardness(run: Run) -> np.ndarray:
+    """(N + 1,) float32, the weight of each training row by ``train.hard``; 1 of rows it does not name, and of others.
+
+    Fold safety: a member is given the weights of its own rows alone, each by the OOF of that row and its fold. Their
+    members had learned the other folds, so this leaks at second order, which ``Run.mark`` says.
+    """
+    path = root() / run.config.train.hard
+    content = read_table(path, dict.fromkeys(["id", "weight"], ""), key="train.hard")
+    check_ids(content["id"], shown(path))
+    weights = pd.to_numeric(content["weight"], errors="coerce").to_numpy(dtype=np.float32)
+    if len(wrong := content["id"][~((weights > 0) & np.isfinite(weights))]):
+        raise UserError(f"{shown(path)}: the weights of ids {some(wrong)} are no numbers > 0; make it anew, stage=mine")
+    place = {name: row for row, name in enumerate(run.competition.train["id"])}
+    if unknown := [name for name in content["id"] if name not in place]:
+        raise UserError(f"{shown(path)} has ids that are no training rows: {some(unknown)}; make it anew, stage=mine")
+    found = np.ones(len(place) + 1, dtype=np.float32)
+    found[[place[name] for name in content["id"]]] = weights
+    return found
 
 
 def _test_rows(run: Run, ids: np.ndarray, path: Path) -> np.ndarray:

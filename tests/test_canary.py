@@ -152,6 +152,20 @@ def test_distillation_from_oof_leaks_at_second_order_and_says_so(canary):
     assert canary.oof("leaky") < 0.45
 
 
+def test_learning_from_hard_rows_stays_at_chance_and_names_its_leak(canary):
+    """Second order: who found a row hard had learned fold 0. One member will do: its own labels would show as 0.99."""
+    canary.run("stage=mine", "run=tiny")
+    hard = pd.read_csv(canary.root / "runs/noise/tiny/mined.csv")
+    assert hard["weight"].max() > 1.5, "else nothing is learned otherwise"
+    words = ("run=hard", "fold=0")
+    told = canary.run("stage=train", *words, "train.hard=runs/noise/tiny/mined.csv", "sampler=weighted()")
+    assert "second-order leak: rows weighed by OOF" in told
+    canary.run("stage=predict", *words)
+    own = Run(small.config(), "hard").folds == 0
+    oof = Predictions.load(canary.root / "runs/noise/hard/fold0/oof.npz")
+    assert accuracy(oof.values, truth()[own]) <= CHANCE + 3 * math.sqrt(CHANCE * (1 - CHANCE) / own.sum())
+
+
 @pytest.mark.slow
 def test_distillation_from_pairs_stays_at_chance(canary):
     canary.run("stage=distill", "run=paired", "distill.source=pair", "distill.teacher=tiny")

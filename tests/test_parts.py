@@ -353,13 +353,15 @@ def test_sampler_gives_rows_that_exist_from_its_generator_alone(name: str, form:
     classes = np.array([0] * 20 + [1] * 5 + [3] * 2)
     dense = np.eye(CLASSES, dtype=np.float32)[classes]
     targets = {"classes": dense * 0.9 if soft else classes, "labels": dense * (0.9 if soft else 1), "numbers": dense}
-    rows = sampler(targets[form], np.random.default_rng(0))
+    weighs = registry.facts("samplers", name).get("weighs")
+    given = [targets[form], *([np.linspace(0.5, 1.5, len(classes), dtype=np.float32)] if weighs else [])]
+    rows = sampler(*given, np.random.default_rng(0))
     assert rows.dtype == np.int64
     assert rows.ndim == 1
     assert len(rows) >= len(classes), "batches are cut for as many rows as there are"
     assert set(rows.tolist()) <= set(range(len(classes)))
-    assert np.array_equal(rows, sampler(targets[form], np.random.default_rng(0)))
-    assert not np.array_equal(rows, sampler(targets[form], np.random.default_rng(1)))
+    assert np.array_equal(rows, sampler(*given, np.random.default_rng(0)))
+    assert not np.array_equal(rows, sampler(*given, np.random.default_rng(1)))
 
 
 # --- optimization -------------------------------------------------------------------------------------------------

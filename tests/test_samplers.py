@@ -126,3 +126,17 @@ def test_balanced_bins_of_several_targets_count_combinations() -> None:
 
 def test_balanced_bins_of_one_value_draw_evenly() -> None:
     np.testing.assert_allclose(shown(samplers.balanced_bins, np.full((20, 1), 3.0), seeds=500), 0.05, atol=0.01)
+
+
+def test_weighted_shows_each_row_as_often_as_its_share_give_or_take_one() -> None:
+    weights = np.array([0.4, 0.4, 0.5, 1, 2.5, 1.2] * 20, dtype=np.float32)
+    targets, wanted = np.zeros(120), weights / weights.mean()
+    counts = [
+        np.bincount(samplers.weighted(targets, weights, np.random.default_rng(seed)), minlength=120)
+        for seed in range(800)
+    ]
+    assert all(((np.floor(wanted) <= count) & (count <= np.ceil(wanted))).all() for count in counts)
+    np.testing.assert_allclose(np.mean(counts, axis=0), wanted, atol=0.08)
+    rows = samplers.weighted(targets, np.ones(120, dtype=np.float32), np.random.default_rng(0))
+    assert sorted(rows.tolist()) == list(range(120)), "alike rows come once each"
+    assert rows.tolist() != sorted(rows.tolist())

@@ -3,7 +3,9 @@
 Form: ``f(targets, generator, *, …) -> (n,) int64`` rows, at least as many as there are targets; batches are cut from
 them in order, and an epoch ends after as many rows as there are targets. targets: (N,) int64 classes or (N, C)
 probabilities, of which the likeliest class counts; for labels (N, C) and for numbers (N, T) float32. generator:
-``np.random.Generator`` of (seed, epoch). The fact ``takes`` names the forms that a sampler understands.
+``np.random.Generator`` of (seed, epoch). The fact ``takes`` names the forms that a sampler understands. One with the
+fact ``weighs`` is given the rows' weights (N,) float32 between the two, and decides by them how often a row is shown:
+its loss then counts like any other's.
 """
 
 from __future__ import annotations
@@ -110,6 +112,19 @@ def balanced_bins(
     places = np.minimum((table - low) / np.where(width > 0, width, 1) * bins, bins - 1).astype(np.int64)
     _, member_of, sizes = np.unique(places, axis=0, return_inverse=True, return_counts=True)
     return _drawn(sizes[member_of.ravel()].astype(np.float64) ** -power, generator)
+
+
+@part(source="Kitagawa 1996 (Monte Carlo filter and smoother), systematic resampling", weighs=True)
+def weighted(targets: np.ndarray, weights: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """As many rows as there are, each as often as its share of the weights says, give or take one, in random order.
+
+    Weights come from ``train.hard``, which ``stage=mine`` writes, and of pseudo-labelled rows from ``pseudo.weight``.
+    With any other sampler they weigh losses instead.
+    """
+    order = generator.permutation(len(weights))
+    ends = weights[order].astype(np.float64).cumsum()
+    steps = (np.arange(len(weights)) + generator.random()) * (ends[-1] / len(weights))
+    return generator.permutation(order[np.searchsorted(ends, steps, side="right").clip(max=len(weights) - 1)])
 
 
 def _classes(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -69,7 +69,7 @@ def find_teachers(config: Config, student: str) -> list[Run]:
     if config.distill.source != "oof":
         runs = [r for r in runs if r.has_networks]  # else no models to label rows with: adopted, neighbours, features
     if config.distill.source == "pair":
-        runs = [r for r in runs if not _learned_from(r, "train.labels")]
+        runs = [r for r in runs if not (_learned_from(r, "train.labels") or _learned_from(r, "train.hard"))]
     if not runs:
         raise UserError(
             "there is no predicted run to learn from; run stage=train and stage=predict, or distill.teacher=RUN"
@@ -128,7 +128,7 @@ def from_oof(teacher: Run, task: Task, fold: int, scratch: Path) -> Predictions:
 def from_pairs(teacher: Run, task: Task, fold: int, scratch: Path) -> Predictions:
     """Teachers without folds j and k label fold j for student k: strict and out-of-sample, K(K−1)/2 trainings."""
     _check_models(teacher)
-    labels = _learned_from(teacher, "train.soft") or _learned_from(teacher, "train.labels")
+    labels = next(filter(None, (_learned_from(teacher, f"train.{key}") for key in ("soft", "labels", "hard"))), "")
     if labels:
         raise UserError(
             f"distill.source=pair trains the teacher {teacher.name} anew without folds j and k, but it learned from "

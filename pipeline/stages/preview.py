@@ -16,12 +16,11 @@ from pipeline.config import Config
 from pipeline.console import Outcome, say, warn
 from pipeline.errors import UserError
 from pipeline.forms import VOID
-from pipeline.sheets import drawn, page, png, tile_side
+from pipeline.sheets import LETTERS, drawn, page, png, short, tile_side
 from pipeline.tasks import task_for
 
 ROWS, VERSIONS = 8, 7  # images, and what is made of each
 MASKED = 152  # smallest side of a tile with masks
-LETTERS = 20  # on a line of the column at the left
 
 
 def run(config: Config) -> list[Outcome]:
@@ -97,7 +96,7 @@ def _covered(task: Any, competition: Competition, rows: np.ndarray) -> list[str]
     """The id of each row, and which share of it is covered."""
     shares = task.covered(competition.targets.iloc[rows])
     return [
-        f"{_line(str(name))}\n{f'{share:.1%} covered' if share else 'empty'}"
+        f"{short(str(name))}\n{f'{share:.1%} covered' if share else 'empty'}"
         for name, share in zip(competition.train["id"].iloc[rows], shares, strict=True)
     ]
 
@@ -162,9 +161,5 @@ def labels(competition: Competition, rows: np.ndarray) -> list[str]:
         cells = competition.targets.iloc[row]
         answer = str(cells.iloc[0]) if len(cells) == 1 else " ".join(f"{name}={cell}" for name, cell in cells.items())
         lines = [str(competition.train["id"].iloc[row]), *textwrap.wrap(answer, LETTERS)]
-        texts.append("\n".join(map(_line, lines[:5])))
+        texts.append("\n".join(map(short, lines[:5])))
     return texts
-
-
-def _line(text: str) -> str:
-    return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"

@@ -159,6 +159,7 @@ def _check_spatial(config: Config, spatial: bool) -> None:
     only = {"decoder": config.decoder, "cut": config.cut, "data.resize": tiles}
     never = {
         "data.extra": config.data.extra,
+        "train.hard": config.train.hard,
         "data.box": ",".join(config.data.box),
         "pseudo.crossfit": "true" if config.pseudo.crossfit else "",
         "mix": "" if registry.parse(config.mix).name == "none" else config.mix,
