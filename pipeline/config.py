@@ -259,10 +259,10 @@ class Stack:
 
     name: str = option("stack", "name of the level-2 folder")
     members: list[str] = option(["all"], "runs to stack, or all that are finished and not rejected")
-    methods: list[str] = option(["all"], "level-2 methods to try, as call-strings, or all")
+    methods: list[str] = option(["all"], "level-2 methods to try, ways to blend maps or to fuse searches, or all")
     choose: str = option("auto", "auto: the simplest within one paired standard error of the best; or a method's name")
     decisions: list[str] = option(
-        ["all"], "thresholds, class weights, temperature and the like to try: call-strings, all that fit, or none"
+        ["all"], "thresholds, class weights, temperature, re-rankings to try: call-strings, all that fit, or none"
     )
     features: bool = option(True, "try methods that read side features: data.features, data.tables, image facts")
 

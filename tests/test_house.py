@@ -34,7 +34,8 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["extra"],
     ["encoders"],
     ["runs", "stores", "data", "network", "journal"],
-    ["learner", "infer", "masked", "tuned"],
+    ["members"],
+    ["learner", "infer", "masked", "tuned", "blended", "fused"],
     ["checkpoint", "embed", "objective"],
     ["engine", "prediction"],
     ["training", "levels"],
@@ -47,7 +48,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
 SIDEWAYS = ("stages", "parts", "tasks", "doctor", "discover")  # within these, one module may use another
 HEAVY = ("surgery", "segmenters", "convolution")  # made of torch; what uses them imports them when it is called
 LIGHT = [floor for names in FLOORS[:15] for floor in names if not floor.endswith("*") and floor not in HEAVY]
-LIGHT += ["runs", "stages", "tuned"]
+LIGHT += ["runs", "members", "stages", "tuned", "blended", "fused"]
 TASK_NAMES = {*tasks.names(), "segmentation", "retrieval"}
 
 

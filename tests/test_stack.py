@@ -14,7 +14,7 @@ import small_competition as small
 import small_tasks
 
 from pipeline import config as configs
-from pipeline import evaluate, nested, registry
+from pipeline import evaluate, members, nested, registry
 from pipeline.artefacts import Predictions
 from pipeline.competition import load
 from pipeline.errors import UserError
@@ -247,7 +247,7 @@ def test_nothing_is_written_on_bad_predictions(root):
         stack.run(settings())
     part = Predictions.load(root / "runs/whales/b/fold0/oof.npz")
     part.save(path)
-    assert "made on other folds" in stack.why_not(Run(settings(), "b"), FOLDS)
+    assert "made on other folds" in members.why_not(Run(settings(), "b"), FOLDS)
     with pytest.raises(UserError, match="other rows than fold 1: the run was made on other folds"):
         stack.run(settings(stack__members=["a", "b"]))
     path.write_bytes(whole)

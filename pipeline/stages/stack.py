@@ -13,62 +13,61 @@ A second-order leak stays: the OOF predictions of other folds come from members 
 from __future__ import annotations
 
 import importlib.util
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import artefacts, blending, console, evaluate, features, nested, registry, tasks
-from pipeline.artefacts import Predictions, shown
-from pipeline.competition import Competition, load
+from pipeline import artefacts, blended, console, evaluate, features, fused, nested, registry, tasks
+from pipeline.artefacts import Predictions
+from pipeline.competition import Competition
 from pipeline.config import Config, replace
 from pipeline.console import Outcome
 from pipeline.errors import UserError
 from pipeline.features import Features
-from pipeline.folds import read_folds
-from pipeline.forms import FORMS
+from pipeline.forms import EMBEDDINGS, FORMS, MAPS
+from pipeline.members import begin
 from pipeline.nested import Candidate, Table
 from pipeline.runs import Run
 from pipeline.stages import submit
-from pipeline.tasks import Task, task_for
+from pipeline.tasks import Task
 
-FOLDER = "level2"  # stands among the runs, and is none
 OUTPUTS = ("level2.json", "stacker.npz", "decision.npz", "nested.npz", "test.npz")
 
 
 def run(config: Config) -> list[Outcome]:
     """Fit, score and choose a level 2; writes ``runs/<competition>/level2/<stack.name>/`` and its submission."""
-    started = time.perf_counter()
     name = artefacts.safe_name(config.stack.name, "stack.name")
-    if tasks.facts(config.task).get("spatial"):
-        blending.check(config.stack.methods)
-        return map_stack(config, name, started)
+    outcome = STACKS.get(tasks.facts(config.task)["form"], stack)(config, name)
+    submit.run(replace(config, source=name))
+    return [outcome]
+
+
+def stack(config: Config, name: str) -> Outcome:
+    """A level 2 over tables of values."""
     methods(config, 0)  # wrong names fail before any data is read
     nested.check_decisions(config.stack.decisions)
-    competition = load(config)
-    folds, task = read_folds(config, competition), task_for(config, competition)
-    members = find_members(config, int(folds.max()) + 1)
-    calls = methods(config, int((folds >= 0).sum()) * len(members) * len(task.columns) ** 2)
-    calls, side = with_features(config, competition, calls)
-    folder = artefacts.runs_folder(config) / FOLDER / name
-    print_ = fingerprint(config, competition.fingerprint, folds, members, calls, side)
-    if known := artefacts.finished(folder / "stack.json", print_, *(folder / file for file in OUTPUTS)):
-        submit.run(replace(config, source=name))
-        return [Outcome("stack", name, nested=known["nested"], note=known["note"], reused=True, facts=known["facts"])]
-
+    work = begin(config, name)
+    members, task = work.members, work.task
+    calls = methods(config, int((work.folds >= 0).sum()) * len(members) * len(task.columns) ** 2)
+    calls, side = with_features(config, work.competition, calls)
+    print_ = work.fingerprint(calls, side)
+    if known := work.reused(print_, OUTPUTS):
+        return known
     made = build(config, read_table(config, members, task, side), calls)
     show(made, members[0])
-    (folder / "stack.json").unlink(missing_ok=True)  # never beside outputs that it does not describe
-    write(folder, made, members, task, side)
-    score, note = str(made.decided.score), f"{made.name} over {', '.join(made.table.members)}"
-    found = {"method": made.chosen.call, "decision": made.decision and made.decided.call, "gain": made.chosen.gain}
-    found |= {"nested": made.decided.score.value, "nested_se": made.decided.score.se}
-    seconds = time.perf_counter() - started
-    artefacts.finish(folder / "stack.json", print_, nested=score, note=note, seconds=seconds, facts=found)
-    submit.run(replace(config, source=name))
-    return [Outcome("stack", name, nested=score, note=note, seconds=seconds, facts=found)]
+    work.forget()
+    write(work.folder, made, members, task, side)
+    facts = {"method": made.chosen.call, "decision": made.decision and made.decided.call, "gain": made.chosen.gain}
+    return work.finish(print_, made.decided.score, made.name, **facts)
+
+
+STACKS: dict[str, Callable[[Config, str], Outcome]] = {  # by the form of values, where these are no tables
+    **dict.fromkeys(MAPS, blended.stack),
+    EMBEDDINGS.name: fused.stack,
+}
 
 
 @dataclass(frozen=True)
@@ -190,70 +189,6 @@ def with_features(config: Config, competition: Competition, calls: list[str]) ->
     return [call for call in calls if call not in reading], None
 
 
-def find_members(config: Config, count: int) -> list[Run]:
-    """The runs to stack: those named, or all that have predictions of every fold and were not rejected.
-
-    Raises UserError where a named run lacks predictions, with the command that makes them, or where none is left.
-    """
-    if config.stack.members != ["all"]:
-        named = [Run(config, name) for name in dict.fromkeys(config.stack.members)]
-        for run in named:
-            if missing := missing_files(run, count):
-                raise UserError(
-                    f"stack.members={run.name}, but {shown(missing[0])} does not exist; make it: ./run.sh "
-                    f"stage=predict competition={config.competition} run={run.name} fold={missing[0].parent.name[4:]}"
-                )
-        return named
-    folder = artefacts.runs_folder(config)
-    names = sorted(path.name for path in folder.glob("[!.]*") if path.is_dir() and path.name != FOLDER)
-    found = [Run(config, name) for name in names]
-    reasons = {run.name: why_not(run, count) for run in found}
-    for name, why in reasons.items():
-        if why:
-            console.say(f"stack: {name} is left out: {why}")
-    if all(reasons.values()):
-        raise UserError(
-            f"{shown(folder)} has no run with predictions of all {count} folds; make one: ./run.sh stage=train "
-            f"competition={config.competition}, then the same with stage=predict"
-        )
-    return [run for run in found if not reasons[run.name]]
-
-
-def missing_files(run: Run, count: int) -> list[Path]:
-    """The predictions of every fold that a level 2 needs and that are not there."""
-    files = [run.member((fold,)) / name for fold in range(count) for name in ("oof.npz", "test.npz")]
-    return [file for file in files if not file.is_file()]
-
-
-def why_not(run: Run, count: int) -> str:
-    """Why a run is no member when all are asked for; empty if it is one."""
-    if run.rejected:
-        return f"rejected ({run.rejected})"
-    missing = missing_files(run, count)
-    if len(missing) == 2 * count and (run.member(()) / "test.npz").is_file():
-        return "trained on everything (fold=full), so it has no OOF predictions"
-    if missing:
-        return f"{missing[0].parent.name}/{missing[0].name} is missing"
-    return "" if run.fits_folds() else "it was made on other folds; train it again with overwrite=true, or delete it"
-
-
-def fingerprint(
-    config: Config, data: str, folds: np.ndarray, members: list[Run], calls: list[str], side: Features | None
-) -> str:
-    """Changes with anything that the result depends on; data is the competition's fingerprint."""
-    digests = {
-        run.name: [
-            artefacts.file_digest(run.member((fold,)) / name)
-            for fold in range(int(folds.max()) + 1)
-            for name in ("oof.npz", "test.npz")
-        ]
-        for run in members
-    }
-    settings = [config.task, config.metric, config.stack.choose, config.stack.decisions, calls, config.folds.seed]
-    print_ = None if side is None else side.fingerprint
-    return artefacts.fingerprint("stack", data, folds.tolist(), settings, list(digests), digests, print_)
-
-
 def read(name: str, members: list[Predictions], columns: list[str]) -> np.ndarray:
     """(K, N, C) float32: the values of a run's K predictions, which must have the task's columns."""
     for member in members:
@@ -371,78 +306,3 @@ def show_candidates(candidates: list[Candidate], taken: Candidate, width: int) -
     """A line for each candidate, the one taken with an arrow."""
     for c in candidates:
         console.say(f"  {'→' if c is taken else ' '} {c.call:<{width}}  {c.score}  {c.gain:+.4f} ± {c.gain_se:.4f}")
-
-
-# --- maps ---------------------------------------------------------------------------------------------------------
-
-
-def map_stack(config: Config, name: str, started: float) -> list[Outcome]:
-    """Blend the maps of runs and choose the cut's numbers; see ``pipeline/blending.py``."""
-    competition = load(config)
-    folds, task = read_folds(config, competition), task_for(config, competition)
-    members = find_members(config, int(folds.max()) + 1)
-    folder = artefacts.runs_folder(config) / FOLDER / name
-    print_ = artefacts.fingerprint(
-        fingerprint(config, competition.fingerprint, folds, members, config.stack.methods, None), config.cut, "maps"
-    )
-    outputs = [folder / file for file in ("level2.json", "nested.npz", "test.npz")]
-    if known := artefacts.finished(folder / "stack.json", print_, *outputs):
-        submit.run(replace(config, source=name))
-        return [Outcome("stack", name, nested=known["nested"], note=known["note"], reused=True, facts=known["facts"])]
-    metric, first = evaluate.metric(config.metric, task), members[0]
-    oof = [member.oof().values for member in members]
-    names = [member.name for member in members]
-    parts, seed = nested.parts(first.scored_folds, config.folds.seed), config.folds.seed
-    learned = blending.Oof(names, oof, first.truth(task), task, metric, parts, seed)
-    made = blending.build(learned, first.scored_folds, config.stack.methods)
-    show_maps(made, metric, first)
-    (folder / "stack.json").unlink(missing_ok=True)  # never beside outputs that it does not describe
-    write_maps(folder, made, members, task, config)
-    score, note = str(made.cut.score), f"{made.chosen.call} + {made.cut.call} over {', '.join(names)}"
-    found = {"method": made.chosen.call, "decision": made.cut.call, "gain": made.cut.gain}
-    found |= {"nested": made.cut.score.value, "nested_se": made.cut.score.se}
-    seconds = time.perf_counter() - started
-    artefacts.finish(folder / "stack.json", print_, nested=score, note=note, seconds=seconds, facts=found)
-    submit.run(replace(config, source=name))
-    return [Outcome("stack", name, nested=score, note=note, seconds=seconds, facts=found)]
-
-
-def write_maps(folder: Path, made: blending.Level2, members: list[Run], task: Task, config: Config) -> None:
-    """Nested and test maps as they are submitted, and ``level2.json``; each fold's maps are blended and cut alone."""
-    made_by = {"level2": made.chosen.call, "members": made.members, "commit": artefacts.commit()}
-    competition, first = members[0].competition, members[0]
-    ids = competition.train["id"].to_numpy()[first.scored]
-    weights = made.chosen.weights
-    made.chosen.nested.cut = made.cut.call
-    Predictions(ids, made.chosen.nested, task.space, made_by).save(folder / "nested.npz")
-    tests = [member.tests() for member in members]
-    each = [made.chosen.fitted([own[fold].values for own in tests]) for fold in range(first.count)]
-    spatial: Any = task
-    answer = spatial.together(each, made.cut.call)
-    Predictions(competition.test["id"].to_numpy(), answer, task.space, made_by).save(folder / "test.npz")
-    score = made.cut.score
-    described = {
-        "method": made.chosen.call, "reason": made.reason, "decision": made.cut.call, "parameters": made.cut.facts(),
-        "score": {"score": score.value, "se": score.se, "folds": score.folds}, "metric": config.metric,
-        "members": made.members, "columns": list(task.columns),
-        "weights": None if weights is None else dict(zip(made.members, weights.tolist(), strict=True)),
-        "nested": [{"method": way.call, "score": way.score.value, "gain": way.gain} for way in made.candidates],
-        "leak": "second order: level 2 is fitted on OOF predictions",
-    }  # fmt: skip
-    artefacts.write_json(folder / "level2.json", described)
-
-
-def show_maps(made: blending.Level2, metric: evaluate.Metric, first: Run) -> None:
-    """Print every blend with its paired gain over the best run, the choice, and the cut."""
-    width = max(len(way.call) for way in made.candidates)
-    console.say(f"stack: {metric.name} on {len(first.scored)} images, cut as {metric.task.cut}; gain over the best run")
-    for way in made.candidates:
-        mark = "→" if way is made.chosen else " "
-        console.say(f"  {mark} {way.call:<{width}}  {way.score}  {way.gain:+.4f} ± {way.gain_se:.4f}")
-    console.say(f"  chosen: {made.chosen.call}, {made.reason}")
-    console.say(f"  cut: {made.cut}")
-    console.say(
-        f"  {made.cut.score} with this cut; each image by one member, of test images {first.count} members vote"
-    )
-    if first.count > 1:
-        console.say("  second-order leak: level 2 is fitted on OOF, whose members saw the held-out fold's labels")
