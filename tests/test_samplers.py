@@ -140,3 +140,23 @@ def test_weighted_shows_each_row_as_often_as_its_share_give_or_take_one() -> Non
     rows = samplers.weighted(targets, np.ones(120, dtype=np.float32), np.random.default_rng(0))
     assert sorted(rows.tolist()) == list(range(120)), "alike rows come once each"
     assert rows.tolist() != sorted(rows.tolist())
+
+
+def test_weighted_identities_deal_batches_in_which_hard_classes_and_rows_come_more_often() -> None:
+    classes, generator = np.repeat(np.arange(6), [2, 4, 4, 5, 5, 20]), np.random.default_rng(0)
+    weights = generator.uniform(0.5, 2, 40).astype(np.float32)
+    weights[classes == 1] = 4
+    batches = np.concatenate(
+        [samplers.weighted_identities(classes, weights, np.random.default_rng(seed), p=3, k=2) for seed in range(400)]
+    ).reshape(-1, 6)
+    assert len(batches) == 400 * -(-40 // 6)
+    assert all(sorted(Counter(classes[batch]).values()) == [2, 2, 2] for batch in batches), "p classes, k rows"
+    assert all(len(set(batch.tolist())) == 6 for batch in batches), "each has enough rows"
+    share = np.bincount(classes[batches].ravel()) / batches.size
+    means = np.array([weights[classes == one].mean() for one in range(6)])
+    assert share.argmax() == 1
+    assert (np.diff(share[np.argsort(means)]) > -0.01).all(), "the harder a class, the more often it comes"
+    rows = np.bincount(batches.ravel(), minlength=40)[classes == 5]
+    assert np.corrcoef(rows, weights[classes == 5])[0, 1] > 0.95
+    few = samplers.weighted_identities(classes[:6], weights[:6], generator, p=3, k=3)
+    assert len(few) == 9, "with fewer classes than p, and a class of two rows"

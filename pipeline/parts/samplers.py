@@ -79,6 +79,34 @@ def identities(targets: np.ndarray, generator: np.random.Generator, *, p: int = 
 
 
 @part(
+    source="Hermans et al. 2017, sec. 2 (P × K batches); rows by their loss: Loshchilov & Hutter 2016 (Online batch "
+    "selection)",
+    takes=("classes",),
+    allowed={"p": (1, None), "k": (1, None)},
+    weighs=True,
+)
+def weighted_identities(
+    targets: np.ndarray, weights: np.ndarray, generator: np.random.Generator, *, p: int = 8, k: int = 4
+) -> np.ndarray:
+    """Batches as of ``identities``, in which hard classes and hard rows come more often, by their weights.
+
+    A batch draws p classes, each as likely as the mean weight of its rows, and k rows of each by theirs; none twice
+    where there are enough.
+
+    p: classes in a batch. k: rows of each.
+    """
+    member_of, sizes = _classes(targets)
+    wide = weights.astype(np.float64)
+    classes = np.split(np.argsort(member_of, kind="stable"), np.cumsum(sizes)[:-1])
+    mean, own = np.bincount(member_of, wide) / sizes, [wide[rows] / wide[rows].sum() for rows in classes]
+    found = []
+    for _ in range(-(-len(targets) // (p * k))):
+        for one in generator.choice(len(sizes), p, replace=len(sizes) < p, p=mean / mean.sum()):
+            found.append(generator.choice(classes[one], k, replace=sizes[one] < k, p=own[one]))
+    return np.concatenate(found)
+
+
+@part(
     source="Shen et al. 2016 (class-aware sampling), by the rarest label", takes=("labels",), allowed={"power": (0, 1)}
 )
 def rare_labels(targets: np.ndarray, generator: np.random.Generator, *, power: float = 1.0) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 ``mined.csv`` lists the rows, the hardest first, with what each was taken for; ``mined_pairs.csv`` what is confused with
 what, and how often; ``mined.png`` draws the hardest beside what they were confused with. A next run learns harder from
-hard rows with ``train.hard=runs/…/mined.csv``: their losses weigh more, or with ``sampler=weighted()`` they come more
-often. What is hard and what is only labelled wrongly looks alike here: look at the sheet first.
+hard rows with ``train.hard=runs/…/mined.csv``: their losses weigh more, or they come more often with
+``sampler=weighted()``, for losses of pairs ``weighted_identities()``. What is hard and what is only labelled wrongly
+looks alike here: look at the sheet first.
 """
 
 from __future__ import annotations
