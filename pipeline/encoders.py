@@ -168,6 +168,8 @@ class OwnEncoder(nn.Module):
         super().__init__()
         if not hasattr(model, "stages"):
             raise UserError(f"backbone={name} tells no stages, which a decoder needs; give it the method stages()")
+        if getattr(model, "last_stride", 2) != 2:
+            raise UserError(f"backbone={name}(last_stride=1) is for pools, but a decoder halves its maps; leave it out")
         self.channels = channels
         self.model = model
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import backbone_names, network, registry, surgery
+from pipeline import backbone_names, encoders, network, registry, surgery
 from pipeline.errors import UserError
 from pipeline.parts import pools
 from pipeline.torchvision_fix import fix_torchvision
@@ -82,6 +82,17 @@ def test_small_image_has_its_width_and_depth(width: int, depth: int) -> None:
     stages = [3, width, 2 * width, 4 * width, 8 * width]
     pairs = [*itertools.pairwise(stages), *[(2 * width,) * 2, (8 * width,) * 2] * (2 * depth)]
     assert sum(p.numel() for p in backbone.parameters()) == sum(9 * a * b + 2 * b for a, b in pairs)
+
+
+def test_a_last_stride_of_one_keeps_the_last_stage_as_large_as_the_one_before() -> None:
+    plain = registry.build("backbones", "small_image(width=4)")(1).eval()
+    finer = registry.build("backbones", "small_image(width=4,last_stride=1)")(1).eval()
+    finer.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 1, 32, 32)
+    assert finer(images).shape == (2, 32, 8, 8)
+    torch.testing.assert_close(nn.functional.max_pool2d(finer.layers[:5](images), 2), plain.layers[:5](images))
+    with pytest.raises(UserError, match="leave it out"):
+        encoders.encoder("small_image(width=4,last_stride=1)", 1, create=network._create)
 
 
 # --- norms ----------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from pipeline.forms import EMBEDDING, EMBEDDINGS, unit
 from pipeline.learner import Learner
 from pipeline.network import Blueprint, build
 from pipeline.runs import Run
+from pipeline.stages.train import unpaired, warn_of_batches
 from pipeline.tasks import task_for
 
 DRAWN = {"competition": "drawn", "model": "tiny"}
@@ -228,6 +229,40 @@ def test_lists_hold_different_ids_of_the_gallery(cell, fits, drawn):
     frame = competition.sample.assign(matches=cell.format(*shelf))
     wrong = task.allowed(competition.sample)["matches"].wrong(frame["matches"])
     assert wrong.any() != fits
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"batch_size": 8}, ["sampler=identities(p=4,k=4) makes batches of 16 rows, but batch_size=8"]),
+        (
+            {"sampler": "shuffle()", "batch_size": 2},
+            ["pairs=triplet(): 100% of the rows", "sampler=identities(p=2,k=4) batch_size=8"],
+        ),
+        ({"sampler": "shuffle()", "batch_size": 2, "pairs": ["center()"]}, []),  # it needs no pairs
+        ({"sampler": "shuffle()"}, []),  # three identities in batches of 16
+        ({"sampler": "weighted()"}, []),
+    ],
+)
+def test_batches_without_pairs_are_worth_a_warning(changes, said, drawn, capsys):
+    ensure_folds(drawn, load(drawn))
+    capsys.readouterr()
+    warn_of_batches(Run(replace(drawn, **changes), "tiny"), (0,))
+    printed = capsys.readouterr().err
+    assert printed.count("warning:") == bool(said)
+    assert all(text in printed for text in said)
+
+
+def test_a_row_is_unpaired_without_its_like_or_without_another(drawn):
+    ensure_folds(drawn, load(drawn))
+    run = Run(replace(drawn, sampler="shuffle()", batch_size=3), "tiny")
+    classes = task_for(drawn, load(drawn)).taught(load(drawn).targets)[run.learned((1,))]
+    order = np.random.default_rng([0, 0]).permutation(len(classes))
+    batches = [classes[order[start : start + 3]].tolist() for start in range(0, len(classes) - 2, 3)]
+    alone = [batch.count(one) in (1, 3) for batch in batches for one in batch]
+    assert 0 < sum(alone) < len(alone)
+    assert unpaired(run, (1,)) == pytest.approx(sum(alone) / len(alone))
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------

@@ -32,18 +32,19 @@ class _Residual(nn.Module):
     source="Page 2018, How to train your ResNet (a ResNet-9)",
     weights=False,
     fine=True,
-    allowed={"width": (1, None), "depth": (0, None)},
+    allowed={"width": (1, None), "depth": (0, None), "last_stride": (1, 2)},
 )
 class small_image(nn.Module):
     """A ResNet-9-like net with a stride-1 stem for images of at most 64 px, from random weights.
 
     channels: of the input. width: of the first stage; each of the three later stages doubles it. depth: residual
-    blocks after the second and the last stage. Output (B, 8·width, H/8, W/8).
+    blocks after the second and the last stage. last_stride: 1 keeps the last stage as large as the one before, for
+    finer maps to pool (Luo et al. 2019, sec. 3.4), but not for decoders. Output (B, 8·width, H/8, W/8), or H/4, W/4.
     """
 
-    def __init__(self, channels: int, *, width: int = 64, depth: int = 1) -> None:
+    def __init__(self, channels: int, *, width: int = 64, depth: int = 1, last_stride: int = 2) -> None:
         super().__init__()
-        self.num_features = width * 8
+        self.num_features, self.last_stride = width * 8, last_stride
         self.widths = [width * 2**stage for stage in range(4)]
         self.starts = [0, 1, 2 + depth, 3 + depth]
         ends = [*(start - 1 for start in self.starts[1:]), 3 + 2 * depth]  # as timm says where its stages end
@@ -54,12 +55,12 @@ class small_image(nn.Module):
             _convolution(width, width * 2, pool=True),
             *(_Residual(width * 2) for _ in range(depth)),
             _convolution(width * 2, width * 4, pool=True),
-            _convolution(width * 4, width * 8, pool=True),
+            _convolution(width * 4, width * 8, pool=last_stride == 2),
             *(_Residual(width * 8) for _ in range(depth)),
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, channels, H, W) → (B, 8·width, H/8, W/8)."""
+        """(B, channels, H, W) → (B, 8·width, H/8, W/8), or H/4, W/4."""
         return self.layers(images)
 
     def stages(self) -> list[nn.Sequential]:

@@ -3,9 +3,9 @@
 Form: ``f(targets, generator, *, …) -> (n,) int64`` rows, at least as many as there are targets; batches are cut from
 them in order, and an epoch ends after as many rows as there are targets. targets: (N,) int64 classes or (N, C)
 probabilities, of which the likeliest class counts; for labels (N, C) and for numbers (N, T) float32. generator:
-``np.random.Generator`` of (seed, epoch). The fact ``takes`` names the forms that a sampler understands. One with the
-fact ``weighs`` is given the rows' weights (N,) float32 between the two, and decides by them how often a row is shown:
-its loss then counts like any other's.
+``np.random.Generator`` of (seed, epoch). The fact ``takes`` names the forms that a sampler understands, ``batch`` the
+arguments whose product is the batch that it means. One with the fact ``weighs`` is given the rows' weights (N,) float32
+between the two, and decides by them how often a row is shown: its loss then counts like any other's.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def over_sample(targets: np.ndarray, generator: np.random.Generator, *, least: f
 @part(
     source="Hermans et al. 2017 (In defense of the triplet loss), sec. 2",
     takes=("classes",),
+    batch=("p", "k"),
     allowed={"p": (1, None), "k": (1, None)},
 )
 def identities(targets: np.ndarray, generator: np.random.Generator, *, p: int = 8, k: int = 4) -> np.ndarray:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 
 import numpy as np
 
-from pipeline import advice, artefacts, evaluate
+from pipeline import advice, artefacts, evaluate, registry
 from pipeline.artefacts import shown
 from pipeline.backbone_names import is_coarse_from_scratch
 from pipeline.competition import load
 from pipeline.config import Config, followers
-from pipeline.console import Outcome, say
+from pipeline.console import Outcome, say, warn
 from pipeline.errors import UserError
 from pipeline.folds import ensure_folds
 from pipeline.runs import Run
+from pipeline.tasks import task_for
 
 OWN_FOLD = "selected on its own fold"
+MOST_UNPAIRED = 0.5  # of the rows; more is worth a warning
 
 
 def run(config: Config) -> list[Outcome]:
@@ -62,8 +65,43 @@ def train(run: Run, held_out: tuple[int, ...]) -> bool:
         from pipeline.training import train_member
 
         say(f"train {run.name} {folder.name}")
+        if held_out == run.asked()[0]:
+            warn_of_batches(run, held_out)
         artefacts.finish(record, print_, **train_member(run, held_out, print_))
     return False
+
+
+def warn_of_batches(run: Run, held_out: tuple[int, ...]) -> None:
+    """Warn where batches are not those that the sampler means, and where losses of pairs find hardly any pair."""
+    config = run.config
+    arguments = registry.complete_arguments("samplers", config.sampler)
+    meant = [arguments[name] for name in registry.facts("samplers", config.sampler).get("batch", ())]
+    if meant and math.prod(meant) != config.batch_size:
+        warn(
+            f"sampler={config.sampler} makes batches of {math.prod(meant)} rows, but batch_size={config.batch_size} "
+            f"cuts them elsewhere; set batch_size={math.prod(meant)}"
+        )
+    pairs = [call for call in config.pairs if not registry.facts("pairs", call).get("learned")]
+    if pairs and (share := unpaired(run, held_out)) > MOST_UNPAIRED:
+        p = max(2, config.batch_size // 4)
+        warn(
+            f"pairs={','.join(pairs)}: {share:.0%} of the rows meet none of their class in their batch, or none of "
+            f"another, and teach nothing there; set sampler=identities(p={p},k=4) batch_size={4 * p}"
+        )
+
+
+def unpaired(run: Run, held_out: tuple[int, ...]) -> float:
+    """The share of the first epoch's rows without a row of their own class or one of another in their batch."""
+    config = run.config
+    taught = task_for(config, run.competition).taught(run.competition.targets)[run.learned(held_out)]
+    classes = taught.argmax(axis=1) if taught.ndim == 2 else taught
+    weights = [np.ones(len(classes), dtype=np.float32)]
+    given = [classes, *weights * bool(registry.facts("samplers", config.sampler).get("weighs"))]
+    order = registry.build("samplers", config.sampler)(*given, np.random.default_rng([config.seed, 0]))
+    size = min(config.batch_size, len(classes))
+    batches = classes[order[: len(classes) // size * size]].reshape(-1, size)
+    same = np.array([(batch[:, None] == batch).sum(axis=1) for batch in batches])
+    return float(((same == 1) | (same == size)).mean())
 
 
 def advise(run: Run, trained: list[tuple[int, ...]]) -> None:
