@@ -78,6 +78,8 @@ def ensure_folds(config: Config, competition: Competition, overwrite: bool = Fal
         if not overwrite:
             raise UserError(difference)
         _warn_of_runs(config)
+    if tasks.facts(config.task).get("open_set"):
+        _warn_of_known(config, competition.targets.iloc[:, 0].to_numpy(dtype=np.str_), fresh)
     columns = {"id": competition.train["id"], "fold": fresh, "group": "" if group is None else group}
     table = pd.concat([pd.DataFrame(columns), competition.targets], axis=1)
     artefacts.write_text(path, table.to_csv(index=False, lineterminator="\n"))
@@ -116,10 +118,16 @@ def learns_from(config: Config, folds: np.ndarray, held_out: tuple[int, ...]) ->
 
 
 def _groups(config: Config, competition: Competition) -> np.ndarray | None:
-    """(N,) text, the group of each row; near duplicates join the groups of data.group."""
+    """(N,) text, the group of each row; near duplicates join those of data.group, identities of an open set too."""
     named = competition.column(config.data.group, "data.group") if config.data.group else None
-    if not config.folds.groups:
-        return named
+    found = _with_duplicates(config, competition, named) if config.folds.groups else named
+    if found is None or not tasks.facts(config.task).get("open_set"):
+        return found
+    return _with_identities(config, found, competition.targets.iloc[:, 0].to_numpy(dtype=np.str_))
+
+
+def _with_duplicates(config: Config, competition: Competition, named: np.ndarray | None) -> np.ndarray:
+    """Near duplicates as groups, joined with those that there are."""
     path = artefacts.runs_folder(config) / "near_duplicates.csv"
     if not path.is_file():
         command = f"./run.sh stage=check competition={config.competition}"
@@ -131,6 +139,29 @@ def _groups(config: Config, competition: Competition) -> np.ndarray | None:
         raise UserError(f"{shown(path)} lacks the ids {some(unknown)}; run stage=check again with overwrite=true")
     found = competition.train["id"].map(alike).to_numpy(dtype=np.str_)
     return found if named is None else _joined(named, found)
+
+
+def _with_identities(config: Config, groups: np.ndarray, identities: np.ndarray) -> np.ndarray:
+    """Groups (N,) that part no identity (N,): those that share one are joined, which is said."""
+    parted = _parted(identities, groups)
+    if not parted:
+        return groups
+    joined = _joined(groups, identities)
+    left, key = len(np.unique(joined)), f"data.group={config.data.group or config.folds.groups}"
+    if left < config.folds.count:
+        raise UserError(
+            f"{key}: {len(parted)} identities lie in several groups, such as {some(parted)}; with identities whole, "
+            f"which the test asks for, {left} groups are left of {len(np.unique(groups))}, for folds.count="
+            f"{config.folds.count}; leave the groups out"
+        )
+    warn(f"{key}: {len(parted)} identities lie in several groups, which are joined: {left} are left")
+    return joined
+
+
+def _parted(identities: np.ndarray, parts: np.ndarray) -> list[str]:
+    """The identities, by name, whose rows are of several parts."""
+    pairs = pd.DataFrame({"identity": identities, "part": parts}).drop_duplicates()["identity"]
+    return sorted(map(str, pairs[pairs.duplicated()].unique()))
 
 
 def _joined(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -227,6 +258,16 @@ def _say_absent(strata: np.ndarray, folds: np.ndarray) -> None:
         _warn_once(
             "classes that lie in one fold whole, so that the member which predicts them never saw them: "
             f"{some(alone)}; their groups are too large to part"
+        )
+
+
+def _warn_of_known(config: Config, identities: np.ndarray, folds: np.ndarray) -> None:
+    parted = _parted(identities, folds)
+    if parted:
+        how = f"folds.file={config.folds.file}" if config.folds.file else f"folds.method={config.folds.method}"
+        warn(
+            f"{how} deals {len(parted)} identities to several folds, such as {some(parted)}: members saw whom they are "
+            "asked to find, and OOF says nothing of new ones; identity_kfold() keeps them whole"
         )
 
 

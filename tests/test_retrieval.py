@@ -310,3 +310,46 @@ def test_the_folds_file_is_kept(drawn):
     ensure_folds(drawn, load(drawn))
     assert artefacts.folds_file(drawn).read_bytes() == before
     assert set(read_folds(drawn, load(drawn))) == {0, 1}
+
+
+# --- identities stay whole ----------------------------------------------------------------------------------------
+
+
+def with_sites(sites: list[str]) -> None:
+    """A column site in train.csv, of these in turn."""
+    path = root() / "data/drawn/train.csv"
+    rows = pd.read_csv(path, dtype=str)
+    rows.assign(site=[sites[row % len(sites)] for row in range(len(rows))]).to_csv(path, index=False)
+
+
+def test_groups_that_share_an_identity_are_joined(drawn, capsys):
+    with_sites(["a"] * 6 + ["b"] * 3 + ["c"] * 9 + ["d"] * 18)  # six rows an identity: the second lies in b and in c
+    asked = compose({**DRAWN, "data.group": "site"})
+    folds = ensure_folds(asked, load(asked))
+    assert len(set(folds[6:18])) == 1
+    assert load(asked).targets["identity"].groupby(folds).nunique().sum() == 6
+    assert "data.group=site: 1 identities lie in several groups, which are joined: 3 are" in capsys.readouterr().err
+
+
+def test_groups_that_leave_nothing_to_deal_are_refused(drawn):
+    with_sites(["a", "b"])
+    asked = compose({**DRAWN, "data.group": "site"})
+    with pytest.raises(
+        UserError, match=r"6 identities lie in several groups, .*1 groups are left of 2, for folds.count"
+    ):
+        ensure_folds(asked, load(asked))
+
+
+def test_near_duplicates_join_identities_and_do_not_part_them(drawn):
+    ids = load(drawn).train["id"]
+    groups = pd.DataFrame({"id": ids, "group": [ids[6] if row in (6, 13) else name for row, name in enumerate(ids)]})
+    artefacts.write_text(artefacts.runs_folder(drawn) / "near_duplicates.csv", groups.to_csv(index=False))
+    asked = compose({**DRAWN, "folds.groups": "near_duplicates"})
+    folds = ensure_folds(asked, load(asked))
+    assert load(asked).targets["identity"].groupby(folds).nunique().sum() == 6
+    assert len(set(folds[6:18])) == 1, "a copy joins the second and the third identity"
+
+
+def test_folds_that_part_identities_are_warned_of(drawn, capsys):
+    ensure_folds(compose({**DRAWN, "folds.method": "kfold()"}), load(drawn))
+    assert "folds.method=kfold() deals 6 identities to several folds" in " ".join(capsys.readouterr().err.split())

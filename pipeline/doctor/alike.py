@@ -13,6 +13,36 @@ from pipeline.doctor.survey import Survey
 LARGEST_SHARE, LARGEST = 0.01, 20  # a family above both, of the training rows, is refused as a group
 SAME_NUMBER = 0.05  # numbers of duplicates differ if they do by more than this share of their standard deviation
 
+PLACES = {  # severity of copies, and what to do about them
+    "within train": (
+        "warning", "copies in two folds flatter CV; keep them together: set folds: {groups: near_duplicates} in the "
+        "competition's YAML, then stage=split overwrite=true, before any training",
+    ),
+    "across train and test": (
+        "warning", "the leaderboard rewards remembering these; CV does not show it. Look whether the rules let you use "
+        "known labels, and do not read a high public score as skill",
+    ),
+    "within test": (
+        "note", "their predictions should agree; a large difference between copies is noise (more views, more folds)",
+    ),
+}  # fmt: skip
+OPEN_SET = {  # the same where copies are what is asked for
+    **PLACES,
+    "within train": (
+        "note", "copies of one identity lie in one fold with it and are easy finds: right where the test has such, else "
+        "leave one of them in the table",
+    ),
+    "within test": ("note", "easy finds, if the copy of a query is in what it searches"),
+}  # fmt: skip
+WRONG = (
+    "one of each pair is wrong, or both: correct or remove the rows in the table; label smoothing "
+    "(loss=cross_entropy(smoothing=0.1)) bears what is left. If only mirrored copies differ, symmetry must be none"
+)
+TWO_NAMES = (
+    "one thing under two names, or two that look alike: a right find counts as wrong, and copies are pushed apart. Give "
+    "them one name in the table, or keep them in one fold: folds: {groups: near_duplicates}"
+)
+
 Caption = Callable[[int], str]  # row → its part, id and label
 
 
@@ -27,16 +57,19 @@ def all_pairs(first: np.ndarray, near: Pairs) -> Pairs:
 
 
 def report(
-    survey: Survey, first: np.ndarray, near: Pairs, strata: np.ndarray | None, caption: Caption
+    survey: Survey, first: np.ndarray, near: Pairs, strata: np.ndarray | None, caption: Caption, open_set: bool = False
 ) -> tuple[list[Finding], np.ndarray]:
-    """The findings, and the family of each training row, (n,) int64, refused families dissolved."""
+    """The findings, and the family of each training row, (n,) int64, refused families dissolved.
+
+    open_set: strata are identities, which lie in one fold whole, and the test asks for such copies.
+    """
     pairs = all_pairs(first, near)
     family = families(len(survey), pairs.a, pairs.b)
     findings = []
     for kind, some in (("exact duplicates", _all_exact(first, survey.train)), ("near-duplicates", near)):
-        findings += _within_and_across(survey, kind, some, caption)
+        findings += _within_and_across(survey, kind, some, caption, OPEN_SET if open_set else PLACES)
     if strata is not None:
-        findings += _contradictions(survey, first, near, strata, caption)
+        findings += _contradictions(survey, first, near, strata, caption, TWO_NAMES if open_set else WRONG)
     groups, refused = grouped(family[: survey.train])
     return findings + _refusal(survey, refused, caption), groups
 
@@ -47,20 +80,13 @@ def _all_exact(first: np.ndarray, train: int) -> Pairs:
     return Pairs(first[b], b, np.zeros(len(b)), np.zeros(len(b), dtype=bool))
 
 
-def _within_and_across(survey: Survey, kind: str, pairs: Pairs, caption: Caption) -> list[Finding]:
+def _within_and_across(
+    survey: Survey, kind: str, pairs: Pairs, caption: Caption, said: dict[str, tuple[str, str]]
+) -> list[Finding]:
     train = survey.train
-    cases = {
-        "within train": (pairs.b < train, "warning",
-            "copies in two folds flatter CV; keep them together: set folds: {groups: near_duplicates} in the "
-            "competition's YAML, then stage=split overwrite=true, before any training"),
-        "across train and test": ((pairs.a < train) & (pairs.b >= train), "warning",
-            "the leaderboard rewards remembering these; CV does not show it. Look whether the rules let you use known "
-            "labels, and do not read a high public score as skill"),
-        "within test": (pairs.a >= train, "note",
-            "their predictions should agree; a large difference between copies is noise (more views, more folds)"),
-    }  # fmt: skip
+    masks = (pairs.b < train, (pairs.a < train) & (pairs.b >= train), pairs.a >= train)
     found = []
-    for place, (mask, severity, advice) in cases.items():
+    for (place, (severity, advice)), mask in zip(said.items(), masks, strict=True):
         if not mask.any():
             continue
         some = pairs.where(mask)
@@ -94,7 +120,7 @@ def examples(pairs: Pairs, caption: Caption, nearest_first: bool = False) -> lis
 
 
 def _contradictions(
-    survey: Survey, first: np.ndarray, near: Pairs, strata: np.ndarray, caption: Caption
+    survey: Survey, first: np.ndarray, near: Pairs, strata: np.ndarray, caption: Caption, advice: str
 ) -> list[Finding]:
     pairs = all_pairs(first, near)
     pairs = pairs.where(pairs.b < survey.train)
@@ -106,8 +132,7 @@ def _contradictions(
     return [Finding(
         "contradictory labels", "warning", len(pairs),
         f"{counted(len(pairs), 'pair')} of copies with different targets ({same:,} with the same pixels{turned})",
-        "one of each pair is wrong, or both: correct or remove the rows in the table; label smoothing "
-        "(loss=cross_entropy(smoothing=0.1)) bears what is left. If only mirrored copies differ, symmetry must be none",
+        advice,
         examples(pairs, caption, nearest_first=True),
     )]  # fmt: skip
 

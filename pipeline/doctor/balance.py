@@ -13,6 +13,7 @@ from pipeline.errors import some
 SHOWN = 20  # classes or sizes in a table
 BINS = 12
 BARS = "▁▂▃▄▅▆▇█"
+STEPS = (1, 2, 4, 8, 16, 32, 64)  # images an identity, from which another line counts
 RARE = 10  # fewer rows than this are few for any class
 SKEWED = 20  # times as many rows in the largest class as in the smallest
 
@@ -69,6 +70,45 @@ def targets(strata: np.ndarray, columns: list[str], folds: np.ndarray | None) ->
     if np.issubdtype(strata.dtype, np.integer):
         return _classes(columns, strata.sum(axis=0), _per_fold(strata, folds), len(strata))
     return _histograms(strata, columns), []
+
+
+def identities(strata: np.ndarray, folds: np.ndarray | None) -> tuple[list[Sheet], list[Finding]]:
+    """How many images identities (N,) text have: of an open set, whose folds (N,) hold each of them whole."""
+    names, code, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    shown = range(0 if folds is None else folds.max(initial=-1) + 1)
+    lines = []
+    for low, high in zip(STEPS, (*STEPS[1:], len(strata) + 1), strict=True):
+        inside = (counts >= low) & (counts < high)
+        own = [str(len(np.unique(code[inside[code] & (folds == fold)]))) for fold in shown]
+        span = str(low) if high == low + 1 else f"{low}–{high - 1}" if high <= STEPS[-1] else f"{low} or more"
+        if inside.any():
+            share = f"{counts[inside].sum() / len(strata):.1%}"
+            lines.append([span, f"{inside.sum():,}", share, "█" * max(1, round(16 * inside.mean())), *own])
+    head = ["images", "identities", "of the rows", "", *(f"fold {fold}" for fold in shown)]
+    remark = "identities a fold" if shown else "no folds yet: stage=split deals them"
+    return [Sheet(f"{counted(len(names), 'identity', 'identities')} of the training rows", head, lines, remark)], _few(
+        names.tolist(), counts
+    )
+
+
+def _few(names: list[str], counts: np.ndarray) -> list[Finding]:
+    """Identities of which there is one image, and one that outweighs the others."""
+    alone = [names[place] for place in np.flatnonzero(counts == 1)]
+    found = []
+    if alone:
+        found.append(Finding(
+            "identities of one image", "note", len(alone),
+            f"{counted(len(alone), 'identity has', 'identities have')} one image: {some(alone)}",
+            "nothing of theirs can be found in OOF, where they are only in the way of others, as in a gallery",
+        ))  # fmt: skip
+    if counts.max() > SKEWED * np.median(counts):
+        found.append(Finding(
+            "imbalance", "note", 1,
+            f"the largest identity, {names[int(counts.argmax())]} ({counts.max():,}), has "
+            f"{counts.max() / np.median(counts):,.0f} times the images of the median one",
+            "sampler=identities() shows all alike; if it stands for what nobody knows, it is no identity: leave it out",
+        ))  # fmt: skip
+    return found
 
 
 def _per_fold(marks: np.ndarray, folds: np.ndarray | None) -> np.ndarray | None:

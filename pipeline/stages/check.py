@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import advice, artefacts, images
+from pipeline import advice, artefacts, images, tasks
 from pipeline.artefacts import shown
 from pipeline.competition import Competition, load
 from pipeline.config import Config
@@ -64,6 +64,7 @@ def _examine(config: Config, competition: Competition) -> dict[str, Any]:
     train, test = (_pairs(table) for table in (competition.train, competition.test))
     seen = survey.read(functools.partial(look, at_least=survey.LOOK_SIDE), train, test, config.data.channels)
     strata, columns, findings = _targets(config, competition)
+    open_set = bool(tasks.facts(config.task).get("open_set"))
     findings += balance.lacking(seen)
     sheets: list[Sheet | None] = [balance.sizes(seen), balance.colours(seen)]
     if strata is not None and competition.masks:
@@ -80,11 +81,12 @@ def _examine(config: Config, competition: Competition) -> dict[str, Any]:
             seen_masks, config, competition, functools.partial(_caption, seen, competition)
         )
     elif strata is not None:
-        more, rare = balance.targets(strata, columns, _folds(config, competition))
+        folds = _folds(config, competition)
+        more, rare = balance.identities(strata, folds) if open_set else balance.targets(strata, columns, folds)
         sheets, findings = [*sheets, *more], findings + rare
     first = duplicates.exact(seen)
     caption = functools.partial(_caption, seen, competition)
-    found, groups = alike.report(seen, first, duplicates.near(seen, first), strata, caption)
+    found, groups = alike.report(seen, first, duplicates.near(seen, first), strata, caption, open_set)
     sheet, drifts = drift.adversarial(seen, _bytes(competition)[0])
     leak_sheet, leaking = _leaks(config, competition, seen, strata)
     sheets += [sheet, leak_sheet, orientation.evidence(seen, strata)]
