@@ -27,8 +27,11 @@ def whales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+SEARCH = {"task": "retrieval()", "metric": "mean_average_precision(k=20)", "folds__method": "identity_kfold()"}
+
+
 def loaded(**data: object):
-    return load(small_competition.config(**{f"data__{key}": value for key, value in data.items()}))
+    return load(small_competition.config(**SEARCH, **{f"data__{key}": value for key, value in data.items()}))
 
 
 def fails(*words: str, **data: object) -> None:
@@ -163,6 +166,12 @@ def test_queries_need_something_to_search_and_a_gallery_queries(whales):
 def test_roles_and_the_sample_must_agree(whales):
     fails("asks for 001, which are searched by role", **roles(whales, ["query"] * 3 + ["gallery"] * 3))
     fails("lacks g0, which ask by role", "then the sample's ids ask", **roles(whales, ["query"] * 5 + ["gallery"]))
+
+
+@pytest.mark.parametrize("key", ["gallery", "role", "camera"])
+def test_another_task_searches_nothing(whales, key):
+    with pytest.raises(UserError, match=f"data.{key}=x does not go with task=multiclass; leave it out"):
+        small_competition.config(**{f"data__{key}": "x"})
 
 
 def test_a_camera_that_is_no_column_is_named(whales):

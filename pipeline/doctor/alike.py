@@ -29,8 +29,8 @@ PLACES = {  # severity of copies, and what to do about them
 OPEN_SET = {  # the same where copies are what is asked for
     **PLACES,
     "within train": (
-        "note", "copies of one identity lie in one fold with it and are easy finds: right where the test has such, else "
-        "leave one of them in the table",
+        "note", "copies of one identity lie in its fold and are easy finds: right where the test has such, else leave "
+        "one of them in the table",
     ),
     "within test": ("note", "easy finds, if the copy of a query is in what it searches"),
 }  # fmt: skip
@@ -39,7 +39,7 @@ WRONG = (
     "(loss=cross_entropy(smoothing=0.1)) bears what is left. If only mirrored copies differ, symmetry must be none"
 )
 TWO_NAMES = (
-    "one thing under two names, or two that look alike: a right find counts as wrong, and copies are pushed apart. Give "
+    "one thing under two names, or two that look alike: a right find counts as wrong, copies are pushed apart. Give "
     "them one name in the table, or keep them in one fold: folds: {groups: near_duplicates}"
 )
 

@@ -213,8 +213,12 @@ def _check_open_set(config: Config, open_set: bool) -> None:
     """Re-rankings fit each other, and are for lists; what speaks of known classes alone is not for an open set."""
     from pipeline.ranking import check_rerankings  # it imports numpy, which help does without
 
-    if config.rerankings and not open_set:
-        raise UserError(f"rerankings={','.join(config.rerankings)} does not go with task={config.task}; leave it out")
+    data = config.data
+    only = {"data.gallery": data.gallery, "data.role": data.role, "data.camera": data.camera}
+    only["rerankings"] = ",".join(config.rerankings)
+    wrong = next((f"{key}={value}" for key, value in only.items() if value), "")
+    if wrong and not open_set:
+        raise UserError(f"{wrong} does not go with task={config.task}; leave it out")
     if config.rerankings:
         check_rerankings(config.rerankings)
     if open_set and config.pseudo.crossfit:
