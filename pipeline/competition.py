@@ -63,6 +63,14 @@ class Competition:
             raise UserError(f"the training table has no {name} ({key}) for ids {some(empty)}; fill them in")
         return cells.to_numpy(dtype=np.str_)
 
+    def labelled(self, labels: str) -> list[str]:
+        """The names under the target's column of a labels file, sorted; none where the path (train.labels) is empty."""
+        if not labels:
+            return []
+        target = str(self.targets.columns[0])
+        content = read_table(root() / labels, {target: "data.target"}, key="train.labels")
+        return sorted(content[target].str.strip().unique())
+
 
 # --- tables and images --------------------------------------------------------------------------------------------
 

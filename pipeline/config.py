@@ -231,9 +231,14 @@ class Pseudo:
 
     rounds: int = option(1, "how often to label the test rows and train again", low=1)
     threshold: list[float] = option(
-        [0.9], "least confidence of a label, of masks of each pixel too; a list gives one a round", low=0, high=1
-    )
+        [], "least confidence of a label: of masks of each pixel too, of retrieval the score of a neighbour; a list "
+        "gives one a round; empty: 0.9, of retrieval 0.5", low=0, high=1,
+    )  # fmt: skip
     cap: int = option(0, "most pseudo-labels a class and member; 0: no cap", low=0)
+    core: int = option(
+        2, "in retrieval: neighbours, itself counted, that make an image the core of a cluster; 2 joins what touches",
+        low=2,
+    )  # fmt: skip
     soft: bool = option(False, "train on the predicted probabilities instead of the most likely class")
     weight: float = option(1.0, "weight of a pseudo-labelled row beside a true one", above=0)
     crossfit: bool = option(False, "part k of the test rows stays out of member k's table, and member k predicts it")

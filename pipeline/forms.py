@@ -130,4 +130,5 @@ MAPS = {form.name: form for form in (MASKS, CLASS_MASKS, OBJECTS)}
 EMBEDDINGS = Form("embeddings", bounded=False, simplex=False, directions=True)
 IDENTITY, POOL, CAMERA = 0, 1, 2  # columns of the truth of embeddings
 EMBEDDING = "embedding"  # the space of such predictions
+UNKNOWN = -1  # among classes to learn: nobody knows it, a teacher alone speaks of the row
 RANKS = "ranks"

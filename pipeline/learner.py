@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch.nn import functional
 from pipeline import registry
 from pipeline.config import Config
 from pipeline.data import Batch
-from pipeline.forms import CLASSES, LEVELS, VOID, Form
+from pipeline.forms import CLASSES, LEVELS, UNKNOWN, VOID, Form
 from pipeline.network import Network
 from pipeline.parts.losses import DISTILLATIONS
 from pipeline.segmenters import Answers
@@ -23,9 +25,13 @@ class Learner(nn.Module):
     """network + loss (+ soft labels of a teacher): ``forward`` gives the weighted mean loss of a batch."""
 
     def __init__(
-        self, network: Network, config: Config, learns: Form = CLASSES, counts: np.ndarray | None = None
-    ) -> None:
-        """counts: (C,) the rows of each class among those that the member learns from; some losses weigh by them."""
+        self, network: Network, config: Config, learns: Form = CLASSES, counts: np.ndarray | None = None,
+        taught_by: Form | None = None,
+    ) -> None:  # fmt: skip
+        """counts: (C,) the rows of each class among those that the member learns from; some losses weigh by them.
+
+        taught_by: the form of a teacher's soft labels, if it is not that of targets.
+        """
         super().__init__()
         self.network = network
         self.register_buffer("counts", None if counts is None else torch.from_numpy(counts).float(), persistent=False)
@@ -33,7 +39,7 @@ class Learner(nn.Module):
         self.register_buffer("memory", torch.zeros(()) if facts.get("memory") else None)
         self.counted, self.compares = bool(facts.get("counts")), bool(facts.get("views"))
         self.measures = bool(facts.get("lengths"))
-        self.distil = DISTILLATIONS[learns.name]
+        self.distil, self.relates = DISTILLATIONS[(taught_by or learns).name], (taught_by or learns).directions
         self.loss, self.share = registry.build("losses", config.loss), config.loss_weight
         self.pairs, self.pair_weights = pair_losses(network, config)
         self.mix = registry.build("mixes", config.mix) if mixes(config) else None
@@ -50,11 +56,12 @@ class Learner(nn.Module):
         images, batch = at_size(self.network.prepare(batch.images), batch)
         if self.mix is not None:
             images, batch = self._mixed(images, batch, generator)
-        if self.pairs or self.measures:
+        if self.pairs or self.measures or self.relates:
             vectors = self.network.vectors(images)
             lengths = self.network.head.lengths(vectors) if self.measures else None
             rows = self.share * self._answers(self.network.answers(vectors), batch, lengths)
             rows = rows + self._compared(vectors, batch) if self.pairs else rows
+            rows = self._related(rows, vectors, batch) if self.relates else rows
         elif self.auxiliary is None:
             rows = self._answers(self.network.outputs(images), batch)
         else:
@@ -70,8 +77,30 @@ class Learner(nn.Module):
         points, labels = self.network.compared(vectors), batch.targets
         labels = labels.argmax(dim=1) if labels.is_floating_point() else labels
         views = len(points) // len(labels)
-        each = [loss(points, labels.repeat(views)).view(views, -1).mean(dim=0) for loss in self.pairs]
-        return (torch.stack(each) * torch.tensor(self.pair_weights, device=points.device)[:, None]).sum(dim=0)
+        labels = labels.repeat(views)
+        if batch.soft is None:
+            each = torch.stack([loss(points, labels) for loss in self.pairs])
+        else:
+            each = self._compared_known(points, labels)
+        each = each.view(len(each), views, -1).mean(dim=1)
+        return (each * torch.tensor(self.pair_weights, device=points.device)[:, None]).sum(dim=0)
+
+    def _compared_known(self, points: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """(P, V·B) the losses of pairs among the rows whose class is known; 0 of the others, which are no negatives."""
+        known = labels != UNKNOWN
+        each = torch.zeros(len(self.pairs), len(labels), device=points.device)
+        if known.any():
+            each[:, known] = torch.stack([loss(points[known], labels[known]) for loss in self.pairs])
+        return each
+
+    def _related(self, rows: torch.Tensor, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The losses of B rows and, by their shares, how far the embeddings' relations are from a teacher's."""
+        if batch.soft is None or batch.share is None:
+            return rows
+        with uncounted(self.network.head):
+            views = self.network.embeddings(vectors).split(len(rows))
+        each = [self.distil(one, batch.soft, temperature=self.temperature) for one in views]
+        return (1 - batch.share) * rows + batch.share * torch.stack(each).mean(dim=0)
 
     def _answers(
         self, outputs: torch.Tensor | Answers, batch: Batch, lengths: torch.Tensor | None = None
@@ -89,13 +118,13 @@ class Learner(nn.Module):
         views = outputs.split(len(batch.targets))
         more = [*([self.counts] if self.counted else []), *([] if memory is None else [memory])]
         given = [outputs] if self.compares else views
-        targets = _probabilities(batch.targets)
+        targets = _learnable(batch.targets)
         beside = [()] * len(given) if lengths is None else [(one,) for one in lengths.split(len(batch.targets))]
         pairs = zip(given, beside, strict=True)
         rows = torch.stack([self.loss(one, targets, *own, *more) for one, own in pairs]).mean(dim=0)
-        if batch.soft is None or batch.share is None:
+        if batch.soft is None or batch.share is None or self.relates:
             return rows
-        soft = _probabilities(batch.soft)
+        soft = _learnable(batch.soft)
         taught = torch.stack([self.distil(one, soft, temperature=self.temperature) for one in views]).mean(dim=0)
         return (1 - batch.share) * rows + batch.share * taught
 
@@ -166,11 +195,25 @@ def presence_loss(labels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return losses.sum(dim=1) / counts.sum(dim=1).clamp(min=1)
 
 
-def _probabilities(targets: torch.Tensor) -> torch.Tensor:
-    """Planes of uint8 → float32 in 0…1, −1 where void; other targets stay."""
-    if targets.dtype != torch.uint8:
-        return targets
-    return torch.where(targets == VOID, -1.0, targets.float() / LEVELS)
+def _learnable(targets: torch.Tensor) -> torch.Tensor:
+    """Planes of uint8 → float32 in 0…1, −1 where void; an unknown class → the first, since its row has no share."""
+    if targets.dtype == torch.uint8:
+        return torch.where(targets == VOID, -1.0, targets.float() / LEVELS)
+    return targets if targets.is_floating_point() else targets.clamp(min=0)
+
+
+@contextlib.contextmanager
+def uncounted(head: nn.Module) -> Iterator[None]:
+    """Within, the head's BatchNorm takes no batch into its statistics: it has seen this one already."""
+    norms = [layer for layer in head.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    before = [norm.track_running_stats for norm in norms]
+    try:
+        for norm in norms:
+            norm.track_running_stats = norm.track_running_stats and not norm.training
+        yield
+    finally:
+        for norm, tracks in zip(norms, before, strict=True):
+            norm.track_running_stats = tracks
 
 
 def mixes(config: Config) -> bool:

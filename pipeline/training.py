@@ -32,6 +32,7 @@ from pipeline.checkpoint import Progress
 from pipeline.config import replace, root
 from pipeline.data import Joined, Loader, Source, Table, draw
 from pipeline.errors import UserError, some
+from pipeline.forms import UNKNOWN
 from pipeline.hardware import Hardware
 from pipeline.maps import Geometry, Mean, Stored
 from pipeline.parts import views
@@ -122,7 +123,10 @@ def fit_member(
     task = task_for(config, run.competition)
     table, joined, own = materials(run, task, held_out)
     fabric = engine.make_fabric(machine)
-    student = learner.Learner(fresh_network(run, task, held_out), config, task.learns, counts_of(table, task))
+    taught_by = task.form if task.form.directions else task.learns
+    student = learner.Learner(
+        fresh_network(run, task, held_out), config, task.learns, counts_of(table, task), taught_by
+    )
     loader = Loader(joined, table, config, most)
     score = VALIDATIONS[task.form.spatial](run, task, held_out, own) if len(held_out) == 1 else None
 
@@ -204,6 +208,8 @@ def counts_of(table: Table, task: Task) -> np.ndarray | None:
     """(C,) how many of the member's own rows are of each class or label, soft ones by their share; None of numbers."""
     if not task.learns.bounded or task.learns.spatial:
         return None
+    if table.targets.ndim == 1:
+        return np.bincount(table.targets[table.targets != UNKNOWN], minlength=task.outputs).astype(np.float64)
     return task.learns.dense(table.targets, task.outputs).sum(axis=0, dtype=np.float64)
 
 
@@ -282,11 +288,10 @@ def member_table(run: Run, task: Task, held_out: tuple[int, ...], broken: np.nda
     rows = np.flatnonzero(kept)
     if not len(rows):
         raise UserError(f"no training rows are left for {run.name} without folds {held_out}; lower folds.count")
-    own = taught[rows]
-    if learner.mixes(run.config) or run.config.train.labels:
-        own = task.soft(own)
+    dense = learner.mixes(run.config) or (bool(run.config.train.labels) and not task.form.directions)  # soft labels
+    own = task.soft(taught[rows]) if dense else taught[rows]
     table = Table(rows, task.encode(own, state), np.ones(len(rows), dtype=np.float32))
-    for key, joins in JOINS[task.form.spatial].items():
+    for key, joins in joins_of(task).items():
         if getattr(run.config.train, key):
             table = joins(table, run, task, held_out)
     return table
@@ -302,7 +307,8 @@ def _join_pseudo_labels(table: Table, run: Run, task: Task, held_out: tuple[int,
     """The pseudo-labelled test rows of ``train.labels`` that were made for this member."""
     path = root() / run.config.train.labels
     content = _labels(path, held_out)
-    values = task.encode(task.read_labels(content), member_state(run, task, held_out))
+    read = task.read_labels(content)
+    values = task.encode(task.soft(read) if table.targets.ndim > read.ndim else read, member_state(run, task, held_out))
     rows = _test_rows(run, content["id"].to_numpy(), path)
     return table.join(Table(rows, values, content["weight"].to_numpy(dtype=np.float32)))
 
@@ -353,6 +359,26 @@ def _join_soft_labels(table: Table, run: Run, task: Task, held_out: tuple[int, .
     return table.join(Table(rows, targets, ones, values, ones))
 
 
+def _join_embeddings(table: Table, run: Run, task: Task, held_out: tuple[int, ...]) -> Table:
+    """A teacher's embeddings of ``train.soft``, zeros where it has none. Whom a test row shows is unknown."""
+    folder, key = root() / run.config.train.soft, _member_key(held_out)
+    taught = Predictions.load(folder / f"fold{key}.npz")
+    ids = run.competition.train["id"].to_numpy()[table.rows]
+    known = np.isin(ids, taught.ids)
+    table.soft = np.zeros((len(table), taught.values.shape[1]), dtype=np.float32)
+    table.soft[known] = taught.align(ids[known]).values
+    table.share = np.where(known, run.config.train.alpha, 0).astype(np.float32)
+    path = folder / f"fold{key}-test.npz"
+    if not path.exists():
+        return table
+    unlabelled = Predictions.load(path)
+    rows, ones = _test_rows(run, unlabelled.ids, path), np.ones(len(unlabelled.ids), dtype=np.float32)
+    unknown = np.full_like(
+        table.targets, UNKNOWN if table.targets.ndim == 1 else 0, shape=(len(rows), *table.targets.shape[1:])
+    )
+    return table.join(Table(rows, unknown, ones, unlabelled.values, ones))
+
+
 def _join_extra(table: Table, run: Run, task: Task, held_out: tuple[int, ...], outside: extra.Extra) -> Table:
     """The rows of data.extra, behind the training and the test images; no teacher speaks of them."""
     taught, state = task.taught(outside.targets), member_state(run, task, held_out)
@@ -361,7 +387,8 @@ def _join_extra(table: Table, run: Run, task: Task, held_out: tuple[int, ...], o
     dense = table.targets.ndim > 1
     joined = Table(rows, task.encode(task.soft(taught) if dense else taught, state), ones)
     if table.soft is not None:
-        joined.soft, joined.share = task.encode(task.soft(taught), state), 0 * ones
+        none = np.zeros((len(taught), table.soft.shape[1]), dtype=np.float32)
+        joined.soft, joined.share = none if task.form.directions else task.encode(task.soft(taught), state), 0 * ones
     return table.join(joined)
 
 
@@ -397,10 +424,11 @@ def _member_key(held_out: tuple[int, ...]) -> str:
     return "_".join(map(str, held_out))
 
 
-JOINS: dict[bool, dict[str, Callable[..., Table]]] = {  # by whether the task's form is spatial, for train.* in turn
-    False: {"soft": _join_soft_labels, "labels": _join_pseudo_labels},
-    True: {"soft": _join_soft_maps, "labels": _join_pseudo_maps},
-}
+def joins_of(task: Task) -> dict[str, Callable[..., Table]]:
+    """What joins a table, for train.* in turn."""
+    if task.form.spatial:
+        return {"soft": _join_soft_maps, "labels": _join_pseudo_maps}
+    return {"soft": _join_embeddings if task.form.directions else _join_soft_labels, "labels": _join_pseudo_labels}
 
 
 # --- validation ---------------------------------------------------------------------------------------------------

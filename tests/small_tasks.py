@@ -97,6 +97,26 @@ def write_retrieval(root: Path, role: str = "gallery", identities: int = 6, each
                 _save(folder / f"{name}_images" / f"{ident}.png", image)
                 part = "query" if place < 2 and role == "gallery" else "gallery"
                 tables[name].append([ident, f"{name}{identity}", part])
+    _retrieval_files(root, tables, role, model)
+    return folder
+
+
+def write_random_identities(root: Path, identities: int, each: int, seed: int = 0, **model: str) -> Path:
+    """The same of noise images, whose identities are by chance; test images, a pool, copy the training's."""
+    generator, folder = np.random.default_rng(seed), root / "data/drawn"
+    chance = generator.permutation(np.arange(identities * each) % identities)
+    tables: dict[str, list[list[str]]] = {"train": [], "test": []}
+    for row, identity in enumerate(chance.tolist()):
+        image = generator.integers(0, 256, (8, 8), dtype=np.uint8)
+        for name in tables:
+            _save(folder / f"{name}_images" / f"{name}{row:03d}.png", image)
+            tables[name].append([f"{name}{row:03d}", f"{identity:02d}", "gallery"])
+    _retrieval_files(root, tables, "pool", model)
+    return folder
+
+
+def _retrieval_files(root: Path, tables: dict[str, list[list[str]]], role: str, model: dict[str, str]) -> None:
+    folder = root / "data/drawn"
     asked = [row for row in tables["test"] if row[2] == "query" or role == "pool"]
     shelf = [row for row in tables["test"] if row[2] == "gallery"]
     answers = [[row[0], " ".join(other[0] for other in shelf if other[1] == row[1] and other != row)] for row in asked]
@@ -110,7 +130,6 @@ def write_retrieval(root: Path, role: str = "gallery", identities: int = 6, each
     metric = "metric: mean_average_precision(k=2)\n"
     _yaml(root / "configs/competition/drawn.yaml", f"task: retrieval()\n{metric}{data}{keys}")
     _yaml(root / "configs/model/tiny.yaml", "".join(f"{key}: {value}\n" for key, value in {**MODEL, **model}.items()))
-    return folder
 
 
 # --- masks --------------------------------------------------------------------------------------------------------

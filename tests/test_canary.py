@@ -20,11 +20,12 @@ import pytest
 import small_tasks
 import small_training as small
 
-from pipeline import masked, runs
+from pipeline import evaluate, masked, runs
 from pipeline.__main__ import main
 from pipeline.artefacts import Predictions, file_digest
 from pipeline.competition import load
 from pipeline.config import compose
+from pipeline.forms import unit
 from pipeline.runs import Run
 from pipeline.tasks import task_for
 from pipeline.tasks.multiclass import Multiclass
@@ -200,9 +201,9 @@ def test_the_naive_variant_leaks(canary):
     """The average of all members' test predictions, given to every member: the usual way, and a leak."""
     run, task = Run(small.config(), "tiny"), Multiclass(CLASSES)
     mean = np.mean([member.values for member in run.tests()], axis=0)
-    rows, _ = task.confident(mean, 0.5)
+    rows, labels = task.pseudo_labels(mean, 0.5)
     ids = load(small.config()).test["id"].to_numpy()[rows]
-    one = pd.DataFrame({"id": ids, **task.pseudo_labels(mean[rows], False), "weight": 1.0})
+    one = pd.DataFrame({"id": ids, **labels, "weight": 1.0})
     naive = pd.concat([one.assign(for_fold=fold) for fold in range(FOLDS)])
     naive.to_csv(canary.root / "naive.csv", index=False)
     canary.run("stage=train", "run=naive", "train.labels=naive.csv")
@@ -280,3 +281,76 @@ def test_the_naive_variant_leaks_masks(masks):
     masks.run("stage=train", "run=naive", "train.labels=n.csv")
     masks.run("stage=predict", "run=naive")
     assert oof_of_masks("naive") > 0.8
+
+
+# --- identities ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def identities(tmp_path_factory: pytest.TempPathFactory):
+    """The same of an open set: noise images, six an identity by chance; run ``tiny`` trained and predicted."""
+    root = tmp_path_factory.mktemp("identities")
+    shutil.copytree(small.SOURCE / "configs", root / "configs")
+    model = {"epochs": "40", "lr": "1e-2", "batch_size": "48", "sampler": "identities(p=8,k=6)"}
+    model |= {"rerankings": "['k_reciprocal(k1=5,k2=2)']", "metric": "mean_average_precision(k=5)"}
+    small_tasks.write_random_identities(root, 16, 6, **model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIPELINE_ROOT", str(root))
+        canary = Canary(root)
+        canary.run("stage=split")
+        canary.run("stage=train")
+        canary.run("stage=predict")
+        yield canary
+
+
+def found(values: np.ndarray, run: Run, truth: np.ndarray) -> float:
+    """The mAP@5 of embeddings that search their own pools."""
+    return evaluate.metric(run.config.metric, task_for(run.config, run.competition))(truth, values)
+
+
+def oof_of_identities(name: str) -> float:
+    run = drawn(name)
+    return found(run.oof().values, run, run.truth(task_for(run.config, run.competition)))
+
+
+@pytest.fixture(scope="module")
+def most_by_chance(identities: Canary) -> float:
+    """Four deviations above the mean of embeddings drawn at random."""
+    run = drawn("tiny")
+    truth = run.truth(task_for(run.config, run.competition))
+    points = [unit(np.random.default_rng(seed).normal(size=(len(truth), 12))) for seed in range(20)]
+    scores = [found(one, run, truth) for one in points]
+    return float(np.mean(scores) + 4 * np.std(scores))
+
+
+def test_identities_known_by_heart_stay_at_chance_out_of_fold(identities, most_by_chance):
+    run = drawn("tiny")
+    assert oof_of_identities("tiny") <= most_by_chance < 0.15
+    truth = task_for(run.config, run.competition).targets(run.competition.targets)
+    for fold, test in enumerate(run.tests()):
+        own = run.folds != fold
+        assert found(test.values[own], run, truth[own]) >= 0.9, "else the canary could not sing: it knows its own"
+
+
+def test_clusters_of_a_members_own_stay_at_chance(identities, most_by_chance):
+    identities.run("stage=pseudo", "pseudo.threshold=0.4")
+    made = pd.read_csv(identities.root / "runs/drawn/tiny-r1/labels-r1.csv")
+    assert made["for_fold"].value_counts().min() >= 48, "at least half of the test images, for each member"
+    assert oof_of_identities("tiny-r1") <= most_by_chance
+
+
+def test_a_teachers_relations_stay_at_chance(identities, most_by_chance):
+    identities.run("stage=distill", "distill.teacher=tiny", "distill.unlabelled=true")
+    assert oof_of_identities("tiny-distilled") <= most_by_chance
+
+
+def test_clusters_of_all_members_leak(identities, most_by_chance):
+    """All members' embeddings side by side, whose clusters are given to each: the usual way."""
+    run = drawn("tiny")
+    both = Predictions.mean(run.tests())
+    rows, labels = task_for(run.config, run.competition).pseudo_labels(both.values, 0.4)
+    one = pd.DataFrame({"id": both.ids[rows], **labels, "weight": 1.0})
+    pd.concat([one.assign(for_fold=fold) for fold in (0, 1)]).to_csv(identities.root / "n.csv", index=False)
+    identities.run("stage=train", "run=naive", "train.labels=n.csv")
+    identities.run("stage=predict", "run=naive")
+    assert oof_of_identities("naive") > 2 * most_by_chance

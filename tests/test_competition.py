@@ -296,7 +296,10 @@ def test_a_sample_of_another_task_and_ids_without_prediction_are_named() -> None
 def test_pseudo_labels_read_back(soft: bool) -> None:
     task = Multiclass(["cat", "dog"], ["kind"])
     values = np.array([[0.1, 0.9], [0.7, 0.3]], dtype=np.float32)
-    written = pd.DataFrame(task.pseudo_labels(values, soft)).astype(str)
+    rows, columns = task.pseudo_labels(values, 0.5, soft=soft)
+    written = pd.DataFrame(columns).astype(str)
+    assert rows.tolist() == [0, 1]
+    assert task.pseudo_labels(values, 0.8)[0].tolist() == [0]
     assert written["kind"].tolist() == ["dog", "cat"]
     expected = values if soft else np.array([[0, 1], [1, 0]])
     assert np.array_equal(task.read_labels(written), expected)

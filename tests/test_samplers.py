@@ -84,6 +84,19 @@ def test_identities_of_few_classes_hold_them_more_than_once() -> None:
         assert sorted(Counter(classes[batch].tolist()).values()) in ([2, 4, 4],)
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_identities_show_rows_of_no_known_class_together(dense: bool) -> None:
+    targets = np.concatenate([np.repeat(np.arange(6), 4), np.full(12, -1)])
+    given = np.concatenate([np.eye(6), np.zeros((1, 6))])[targets].astype(np.float32) if dense else targets
+    rows = samplers.identities(given, np.random.default_rng(0), p=3, k=4)
+    assert sorted(rows.tolist()) == list(range(36)), "each row once, as if the unknown were three classes"
+    groups = [set(targets[group].tolist()) for group in rows.reshape(-1, 4)]
+    assert all(len(group) == 1 for group in groups)
+    mates = {frozenset(group.tolist()) for group in rows.reshape(-1, 4) if targets[group[0]] == -1}
+    others = samplers.identities(given, np.random.default_rng(1), p=3, k=4).reshape(-1, 4)
+    assert mates != {frozenset(group.tolist()) for group in others if targets[group[0]] == -1}, "others each epoch"
+
+
 def labels() -> np.ndarray:
     """60 rows have label 0, of which 6 have label 1 too; 30 have none; 10 have label 2."""
     table = np.zeros((100, 3), dtype=np.float32)

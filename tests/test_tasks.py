@@ -116,7 +116,9 @@ def test_pseudo_labels_read_back(drawn: Config, call: str, soft: bool) -> None:
     rows, confidence = task.confident(values, 0.0, 0, np.linspace(0, 1, 12))
     assert rows.tolist() == list(range(12))
     assert ((confidence >= 0) & (confidence <= 1)).all()
-    written = pd.DataFrame(task.pseudo_labels(values, soft)).astype(str)
+    chosen, columns = task.pseudo_labels(values, 0.0, 0, soft, np.linspace(0, 1, 12))
+    assert chosen.tolist() == rows.tolist()
+    written = pd.DataFrame(columns).astype(str)
     np.testing.assert_allclose(task.decide(task.read_labels(written)), task.decide(values), rtol=1e-4, atol=1e-3)
 
 

@@ -7,7 +7,8 @@ that ``Search.nearest`` calls: nothing (Q, G) is ever held. A pool that searches
 Nothing here reads a label, so there is nothing to leak; but the embeddings of a fold's rows must be those of the member
 that did not learn from them, and its gallery must be as large as the test's for numbers of neighbours to carry over.
 
-Facts: ``gives``, "points" or "scores"; nothing may follow the latter (``ranking.check_rerankings``). ``search``: the
+Facts: ``gives``, "points" or "scores"; nothing may follow the latter (``ranking.check_rerankings``). ``distances``:
+scores are one minus a distance of 0 to 1, so that a threshold has a meaning (``pipeline/clusters.py``). ``search``: the
 arguments that a nested search may choose, in its order, and the values that it tries; those that a call-string names
 stay as they are.
 """
@@ -80,6 +81,7 @@ def database_augmentation(search: Search, *, k: int = 5) -> Search:
 @part(
     source="Zhong et al. 2017, sections 3.2 to 3.4, as the published code computes it",
     gives="scores",
+    distances=True,
     allowed={"k1": (1, None), "k2": (1, None), "weight": (0, 1)},
     search={
         "k1": (3, 5, 7, 10, 15, 20, 30, 50),

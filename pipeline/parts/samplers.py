@@ -2,10 +2,11 @@
 
 Form: ``f(targets, generator, *, …) -> (n,) int64`` rows, at least as many as there are targets; batches are cut from
 them in order, and an epoch ends after as many rows as there are targets. targets: (N,) int64 classes or (N, C)
-probabilities, of which the likeliest class counts; for labels (N, C) and for numbers (N, T) float32. generator:
-``np.random.Generator`` of (seed, epoch). The fact ``takes`` names the forms that a sampler understands, ``batch`` the
-arguments whose product is the batch that it means. One with the fact ``weighs`` is given the rows' weights (N,) float32
-between the two, and decides by them how often a row is shown: its loss then counts like any other's.
+probabilities, of which the likeliest class counts; rows that no class is known of are -1, or zeros. For labels (N, C)
+and for numbers (N, T) float32. generator: ``np.random.Generator`` of (seed, epoch). The fact ``takes`` names the forms
+that a sampler understands, ``batch`` the arguments whose product is the batch that it means. One with the fact
+``weighs`` is given the rows' weights (N,) float32 between the two, and decides by them how often a row is shown: its
+loss then counts like any other's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pipeline.forms import UNKNOWN
 from pipeline.registry import part
 
 
@@ -67,11 +69,11 @@ def identities(targets: np.ndarray, generator: np.random.Generator, *, p: int = 
 
     Each p · k rows make a batch: set batch_size to that. Classes take turns in random order, however large they are;
     so do the rows of a class, which repeat where it has fewer than k. With fewer than p classes a batch holds them more
-    than once.
+    than once. Rows of no known class stand together as they fall, k at a time, like a class.
 
     p: classes in a batch. k: rows of each.
     """
-    member_of, sizes = _classes(targets)
+    member_of, sizes = _classes(_dealt(targets, k, generator))
     order = np.argsort(member_of, kind="stable")
     decks = [_deck(rows, generator) for rows in np.split(order, np.cumsum(sizes)[:-1])]
     batches = _groups(len(sizes), p, generator)
@@ -96,7 +98,7 @@ def weighted_identities(
 
     p: classes in a batch. k: rows of each.
     """
-    member_of, sizes = _classes(targets)
+    member_of, sizes = _classes(_dealt(targets, k, generator))
     wide = weights.astype(np.float64)
     classes = np.split(np.argsort(member_of, kind="stable"), np.cumsum(sizes)[:-1])
     mean, own = np.bincount(member_of, wide) / sizes, [wide[rows] / wide[rows].sum() for rows in classes]
@@ -158,9 +160,22 @@ def weighted(targets: np.ndarray, weights: np.ndarray, generator: np.random.Gene
 
 def _classes(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N,) the place of each row's class among those that occur, and (n,) how many rows these have."""
-    classes = targets.argmax(axis=1) if targets.ndim == 2 else targets
-    _, member_of, sizes = np.unique(classes, return_inverse=True, return_counts=True)
+    _, member_of, sizes = np.unique(_known(targets), return_inverse=True, return_counts=True)
     return member_of, sizes
+
+
+def _dealt(targets: np.ndarray, k: int, generator: np.random.Generator) -> np.ndarray:
+    """(N,) classes, among which rows of no known class are dealt at random to new ones of k each."""
+    classes = _known(targets).copy()
+    unknown = np.flatnonzero(classes == UNKNOWN)
+    if len(unknown):
+        classes[generator.permutation(unknown)] = classes.max() + 1 + np.arange(len(unknown)) // k
+    return classes
+
+
+def _known(targets: np.ndarray) -> np.ndarray:
+    """(N,) each row's class, or ``UNKNOWN``."""
+    return np.where(targets.any(axis=1), targets.argmax(axis=1), UNKNOWN) if targets.ndim == 2 else targets
 
 
 def _drawn(weights: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -16,7 +16,7 @@ from pipeline.console import Outcome, say
 from pipeline.errors import UserError
 from pipeline.runs import Run, predicted_runs
 from pipeline.stages import predict, train
-from pipeline.tasks import Task, facts, task_for
+from pipeline.tasks import facts, task_for
 
 LEAK = {
     "member": "",
@@ -86,7 +86,7 @@ def _learned_from(run: Run, key: str) -> str:
 
 def write_soft_labels(student: Run, teachers: list[Run], folder: Path) -> None:
     """``soft/fold<k>.npz`` for each student member k: the teachers' mean, from what may label member k's rows."""
-    config, task = student.config, task_for(student.config, student.competition)
+    config = student.config
     teach = SOURCES[config.distill.source]
     parents = [t.need((fold,), "test.npz").parent for t in teachers for fold in range(t.count)]
     digests = [artefacts.file_digest(p / n) for p in parents for n in ("test.npz", "oof.npz")]
@@ -99,7 +99,7 @@ def write_soft_labels(student: Run, teachers: list[Run], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     scratch = folder.parent / "soft-scratch"  # for maps of single teachers
     for fold, file in enumerate(files):
-        _mean([teach(teacher, task, fold, scratch / teacher.name) for teacher in teachers]).save(file)
+        _mean([teach(teacher, fold, scratch / teacher.name) for teacher in teachers]).save(file)
         shutil.rmtree(scratch, ignore_errors=True)
         if config.distill.unlabelled:
             tests = [Predictions.load(teacher.need((fold,), "test.npz")) for teacher in teachers]
@@ -114,18 +114,18 @@ def _mean(taught: list[Predictions]) -> Predictions:
 # --- who labels the training rows of student k --------------------------------------------------------------------
 
 
-def from_member(teacher: Run, task: Task, fold: int, scratch: Path) -> Predictions:
+def from_member(teacher: Run, fold: int, scratch: Path) -> Predictions:
     """The teacher's member k labels the rows it learned from: strict, but in-sample and so rather sure."""
-    return _by_member(teacher, task, (fold,), np.flatnonzero(teacher.learned((fold,))), scratch)
+    return _by_member(teacher, (fold,), np.flatnonzero(teacher.learned((fold,))), scratch)
 
 
-def from_oof(teacher: Run, task: Task, fold: int, scratch: Path) -> Predictions:
+def from_oof(teacher: Run, fold: int, scratch: Path) -> Predictions:
     """The teacher's OOF: softer, but made by members that learned from fold k (a second-order leak)."""
     oof, rows = teacher.oof(), np.flatnonzero(teacher.scored_folds != fold)
     return Predictions(oof.ids[rows], oof.values[rows], oof.space)
 
 
-def from_pairs(teacher: Run, task: Task, fold: int, scratch: Path) -> Predictions:
+def from_pairs(teacher: Run, fold: int, scratch: Path) -> Predictions:
     """Teachers without folds j and k label fold j for student k: strict and out-of-sample, K(K−1)/2 trainings."""
     _check_models(teacher)
     labels = next(filter(None, (_learned_from(teacher, f"train.{key}") for key in ("soft", "labels", "hard"))), "")
@@ -147,24 +147,23 @@ def from_pairs(teacher: Run, task: Task, fold: int, scratch: Path) -> Prediction
         if other != fold:
             pair = (min(fold, other), max(fold, other))
             train.train(Run(teacher.as_trained(), teacher.name), pair)
-            labelled.append(_by_member(teacher, task, pair, np.flatnonzero(teacher.folds == other), scratch))
+            labelled.append(_by_member(teacher, pair, np.flatnonzero(teacher.folds == other), scratch))
     return Predictions.concat(labelled)
 
 
-SOURCES: dict[str, Callable[[Run, Task, int, Path], Predictions]] = {
+SOURCES: dict[str, Callable[[Run, int, Path], Predictions]] = {
     "member": from_member, "oof": from_oof, "pair": from_pairs,
 }  # fmt: skip
 
 
-def _by_member(
-    teacher: Run, task: Task, held_out: tuple[int, ...], rows: np.ndarray, scratch: Path
-) -> Predictions:  # fmt: skip
+def _by_member(teacher: Run, held_out: tuple[int, ...], rows: np.ndarray, scratch: Path) -> Predictions:
     from pipeline.hardware import Hardware
     from pipeline.prediction import open_member
 
     _check_models(teacher)
-    folder, machine = teacher.member(held_out), Hardware(**teacher.stored()["hardware"])
-    member = open_member(folder, teacher.as_trained(), teacher.competition, task, machine)
+    config, machine = teacher.as_trained(), Hardware(**teacher.stored()["hardware"])
+    folder, task = teacher.member(held_out), task_for(config, teacher.competition)
+    member = open_member(folder, config, teacher.competition, task, machine)
     return member.label(rows, scratch / f"{folder.name}.npz")
 
 

@@ -26,7 +26,7 @@ def run(config: Config) -> list[Outcome]:
     began = time.perf_counter()
     run = Run(config, artefacts.run_name(config))
     run = Run(run.as_trained(), run.name)
-    task = task_for(config, run.competition)
+    task = task_for(run.config, run.competition)  # with the clusters that it learned
     check_levels(run.config)
     auto = run.config.level == "auto"
     if auto:

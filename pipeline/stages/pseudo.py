@@ -141,11 +141,10 @@ def make_labels(teacher: Run, threshold: float) -> pd.DataFrame:
     for fold in range(teacher.count):
         own = artefacts.Predictions.load(teacher.need((fold,), "test.npz")).align(ids)
         agreement = agreement_of(teacher, task, fold) if task.agreement else None
-        rows, _ = task.confident(own.values, threshold, config.pseudo.cap, agreement)
-        if config.pseudo.crossfit:  # its own part of the test rows stays unseen, so that it can predict it
-            rows = rows[parts[rows] != fold]
-        labels = task.pseudo_labels(own.values[rows], config.pseudo.soft)
+        rows, labels = task.pseudo_labels(own.values, threshold, config.pseudo.cap, config.pseudo.soft, agreement)
         frame = pd.DataFrame({"id": ids[rows], **labels, "weight": config.pseudo.weight, "for_fold": fold})
+        if config.pseudo.crossfit:  # its own part of the test rows stays unseen, so that it can predict it
+            frame = frame[parts[rows] != fold]
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 

@@ -3,9 +3,10 @@
 Form: ``f(config, competition, *, …) -> Task``. Facts: ``form`` of truth and values and ``learns``, the form of what the
 network is trained on (see ``pipeline/forms.py``); ``spatial``, that these are masks; ``strata``, the form of what
 splits balance, if it is another; ``scored``, what metrics see, if it is no form of values; ``open_set``, that the test
-asks for what training never shows; ``loss``, ``metric``, ``split``, ``group_split``, ``decoder`` and ``cut``, defaults,
-in which ``{argument}`` stands for the task's own argument. A fact that is a dict is chosen by the argument that the
-fact ``by`` names. Nothing outside this folder asks which task it is.
+asks for what training never shows; ``sure``, the usual least confidence of a pseudo-label, if it is not 0.9; ``loss``,
+``metric``, ``split``, ``group_split``, ``decoder`` and ``cut``, defaults, in which ``{argument}`` stands for the task's
+own argument. A fact that is a dict is chosen by the argument that the fact ``by`` names. Nothing outside this folder
+asks which task it is.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.forms import Form
     from pipeline.tasks.answers import Cells
+
+
+SURE = 0.9  # of a pseudo-label, where the task names no other
 
 
 class Task(Protocol):
@@ -70,11 +74,17 @@ class Task(Protocol):
         agreement: (N,) in 0…1, where the task asks for it.
         """
 
-    def pseudo_labels(self, values: np.ndarray, soft: bool) -> dict[str, Any]:
-        """values (n, C) → the columns, by name, in which a labels file holds them, hard or soft."""
+    def pseudo_labels(
+        self, values: np.ndarray, threshold: float, cap: int = 0, soft: bool = False,
+        agreement: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, dict[str, Any]]:  # fmt: skip
+        """values (N, C) → the rows that ``confident`` names, and the columns in which a labels file holds them.
+
+        Columns by name, of (n,) cells each, hard or soft. All values are asked at once, since labels may be relations.
+        """
 
     def read_labels(self, frame: pd.DataFrame) -> np.ndarray:
-        """The rows of a labels file (text cells) → (n, C) float32 values."""
+        """The rows of a labels file (text cells) → (n, C) float32 values, or (n,) classes if they are never soft."""
 
     def decide(self, values: np.ndarray) -> np.ndarray:
         """values (N, C) → what is answered, as ``targets`` codes it."""
@@ -116,6 +126,7 @@ def settle(config: Config) -> None:
     config.loss = config.loss or known["loss"]
     config.decoder = config.decoder or known.get("decoder", "")
     config.cut = config.cut or known.get("cut", "")
+    config.pseudo.threshold = config.pseudo.threshold or [known.get("sure", SURE)]
     groups = config.data.group or config.folds.groups
     config.folds.method = config.folds.method or (known["group_split"] if groups else known["split"])
 
@@ -223,6 +234,11 @@ def _check_open_set(config: Config, open_set: bool) -> None:
         check_rerankings(config.rerankings)
     if open_set and config.pseudo.crossfit:
         raise UserError(f"pseudo.crossfit=true mixes members, which task={config.task} cannot compare; leave it out")
+    if open_set and config.distill.source != "member":
+        raise UserError(
+            f"distill.source={config.distill.source} has several members label a student's rows, whose embeddings "
+            f"task={config.task} cannot compare; leave it out for distill.source=member"
+        )
 
 
 def refuse_spatial(config: Config) -> None:

@@ -84,12 +84,8 @@ class Circular(Numeric):
         angle = np.arctan2(values[:, 1].astype(np.float64), values[:, 0]) * (self.period / (2 * math.pi))
         return np.mod(angle, self.period).astype(np.float32)[:, None]
 
-    def pseudo_labels(self, values: np.ndarray, soft: bool) -> dict[str, Any]:
-        """The decided number under the target's name."""
-        return {self.target[0]: self.decide(values)[:, 0]}
-
     def read_labels(self, frame: pd.DataFrame) -> np.ndarray:
-        """The inverse of ``pseudo_labels``: points (n, 2)."""
+        """The inverse of ``pseudo_labels``, which writes the decided number: points (n, 2)."""
         return self.soft(frame[self.target].to_numpy(dtype=np.float32))
 
     def allowed(self, sample: pd.DataFrame) -> dict[str, Any]:

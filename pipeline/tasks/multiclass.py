@@ -156,12 +156,17 @@ class Multiclass:
         rows = np.sort(kept).astype(np.int64)
         return rows, confidence[rows]
 
-    def pseudo_labels(self, values: np.ndarray, soft: bool) -> dict[str, Any]:
-        """Values (n, C) → the likely class under the target's name, and with soft each class's probability."""
-        columns: dict[str, Any] = {self.target[0] if len(self.target) == 1 else "label": self.names(values)}
+    def pseudo_labels(
+        self, values: np.ndarray, threshold: float, cap: int = 0, soft: bool = False,
+        agreement: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, dict[str, Any]]:  # fmt: skip
+        """The likely class under the target's name, and with soft each class's probability."""
+        rows, _ = self.confident(values, threshold, cap, agreement)
+        sure = values[rows]
+        columns: dict[str, Any] = {self.target[0] if len(self.target) == 1 else "label": self.names(sure)}
         if soft:
-            columns |= {f"p:{name}": values[:, place] for place, name in enumerate(self.columns)}
-        return columns
+            columns |= {f"p:{name}": sure[:, place] for place, name in enumerate(self.columns)}
+        return rows, columns
 
     def read_labels(self, frame: pd.DataFrame) -> np.ndarray:
         """Rows of a labels file (text cells) → (n, C) float32, one-hot or soft: the inverse of ``pseudo_labels``."""

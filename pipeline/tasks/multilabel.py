@@ -129,10 +129,14 @@ class Multilabel:
         rows = np.sort(kept).astype(np.int64)
         return rows, confidence[rows]
 
-    def pseudo_labels(self, values: np.ndarray, soft: bool) -> dict[str, Any]:
+    def pseudo_labels(
+        self, values: np.ndarray, threshold: float, cap: int = 0, soft: bool = False,
+        agreement: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, dict[str, Any]]:  # fmt: skip
         """One column a label, ``p:NAME``: its probability, or 0 and 1."""
-        kept = values if soft else self.decide(values).astype(np.int64)
-        return {f"p:{name}": kept[:, place] for place, name in enumerate(self.columns)}
+        rows, _ = self.confident(values, threshold, cap, agreement)
+        kept = values[rows] if soft else self.decide(values[rows]).astype(np.int64)
+        return rows, {f"p:{name}": kept[:, place] for place, name in enumerate(self.columns)}
 
     def read_labels(self, frame: pd.DataFrame) -> np.ndarray:
         """The inverse of ``pseudo_labels``."""

@@ -91,9 +91,14 @@ class Numeric:
         rows = np.sort(kept[:cap] if cap else kept).astype(np.int64)
         return rows, confidence[rows]
 
-    def pseudo_labels(self, values: np.ndarray, soft: bool) -> dict[str, Any]:
+    def pseudo_labels(
+        self, values: np.ndarray, threshold: float, cap: int = 0, soft: bool = False,
+        agreement: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, dict[str, Any]]:  # fmt: skip
         """The predicted numbers, each under its target's name; numbers are neither hard nor soft."""
-        return {name: values[:, place] for place, name in enumerate(self.target)}
+        rows, _ = self.confident(values, threshold, cap, agreement)
+        numbers = self.decide(values[rows])
+        return rows, {name: numbers[:, place] for place, name in enumerate(self.target)}
 
     def read_labels(self, frame: pd.DataFrame) -> np.ndarray:
         """The inverse of ``pseudo_labels``."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pipeline import forms, ranking, registry
+from pipeline import clusters, forms, ranking, registry
 from pipeline.errors import UserError, nearest, some
 from pipeline.forms import CAMERA, IDENTITY, POOL
 from pipeline.ranking import MISS, Search
@@ -38,6 +38,7 @@ NO_CAMERA = -1
     open_set=True,
     loss="cross_entropy()",
     metric="mean_average_precision(k=20)",
+    sure=0.5,
     split="identity_kfold()",
     group_split="group_kfold()",
     allowed={"kind": ("ids",)},
@@ -50,7 +51,8 @@ def retrieval(config: Config, competition: Competition, *, kind: str = "ids", it
     identities = _identities(config, competition)
     cameras = competition.column(config.data.camera, "data.camera") if config.data.camera else None
     depth = int(registry.complete_arguments("metrics", config.metric).get("k", 1))
-    return Retrieval(identities, competition, cameras, depth, config.rerankings, itself)
+    found = competition.labelled(config.train.labels)
+    return Retrieval(identities, competition, cameras, depth, config.rerankings, itself, found, config.pseudo.core)
 
 
 def _identities(config: Config, competition: Competition) -> list[str]:
@@ -78,13 +80,18 @@ class Retrieval:
 
     def __init__(
         self, identities: Sequence[str], competition: Competition, cameras: np.ndarray | None, depth: int,
-        rerankings: Sequence[str], itself: bool,
+        rerankings: Sequence[str], itself: bool, further: Sequence[str] = (), core: int = 2,
     ) -> None:  # fmt: skip
-        """cameras: (N,) text of all training rows, or None. depth: answers that the metric looks at."""
-        self.columns = list(identities)
+        """cameras: (N,) text of all training rows, or None. depth: answers that the metric looks at.
+
+        further: names of a labels file; those that are no identities are classes behind them. Members number their
+        clusters alike, so that a class is another cluster to each. core: of ``pseudo.core``.
+        """
+        self.identities = list(identities)
+        self.columns = [*identities, *sorted({*further} - {*identities})]
         self.outputs = len(self.columns)
         self.target = str(competition.targets.columns[0])
-        self.depth, self.rerankings, self.itself = depth, list(rerankings), itself
+        self.depth, self.rerankings, self.itself, self.core = depth, list(rerankings), itself, core
         self._place = {name: place for place, name in enumerate(self.columns)}
         self._cameras = None if cameras is None else np.unique(cameras, return_inverse=True)[1]
         self._tests = competition.test["id"].to_numpy(dtype=np.str_)
@@ -135,16 +142,34 @@ class Retrieval:
     def confident(
         self, values: np.ndarray, threshold: float, cap: int = 0, agreement: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """None yet: clusters are no part of this version."""
-        raise UserError("task=retrieval has no pseudo-labels in this version; leave stage=pseudo out of the recipe")
+        """Images in clusters, at most cap of each (0: no cap), surest first; sure is the score of the nearest there."""
+        rows, _, sure = self._clustered(values, threshold, cap)
+        return rows, sure
 
-    def pseudo_labels(self, values: np.ndarray, soft: bool) -> dict[str, Any]:
-        """See ``confident``."""
-        raise NotImplementedError
+    def _clustered(self, values: np.ndarray, threshold: float, cap: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The rows (n,) ascending that ``confident`` names, their clusters (n,) int64, and how sure they are (n,)."""
+        found, sure = clusters.clusters(values, self.rerankings, threshold, self.core)
+        surest_first = np.argsort(-sure, kind="stable")
+        kept = surest_first[found[surest_first] != clusters.ALONE]
+        if cap:
+            kept = kept[pd.Series(found[kept]).groupby(found[kept]).cumcount().to_numpy() < cap]
+        rows = np.sort(kept).astype(np.int64)
+        return rows, found[rows], sure[rows]
+
+    def pseudo_labels(
+        self, values: np.ndarray, threshold: float, cap: int = 0, soft: bool = False,
+        agreement: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, dict[str, Any]]:  # fmt: skip
+        """Names of clusters under the target's name, as ``cluster-0017``; they are neither hard nor soft."""
+        rows, found, _ = self._clustered(values, threshold, cap)
+        stem = "cluster-"
+        while any(name.startswith(stem) for name in self.identities):
+            stem = f"test-{stem}"
+        return rows, {self.target: [f"{stem}{number:04d}" for number in found.tolist()]}
 
     def read_labels(self, frame: pd.DataFrame) -> np.ndarray:
-        """See ``confident``."""
-        raise NotImplementedError
+        """(n,) int64, the places of identities and clusters."""
+        return self.taught(frame[[self.target]])
 
     # --- answers ---
 

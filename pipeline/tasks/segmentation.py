@@ -180,9 +180,11 @@ class Segmentation:
         """(H, W): how sure each pixel is of what it is: of the likeliest class, or of the least sure plane."""
         return map_.max(axis=0) if self.learns.simplex else np.maximum(map_, 1 - map_).min(axis=0)
 
-    def pseudo_labels(self, values: Maps, soft: bool) -> dict[str, Any]:
-        """Nothing beside ids: ``pseudo_planes`` lie in files of their own."""
-        return {}
+    def pseudo_labels(
+        self, values: Maps, threshold: float, cap: int = 0, soft: bool = False, agreement: np.ndarray | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Nothing beside the rows: ``pseudo_planes`` lie in files of their own."""
+        return self.confident(values, threshold, cap, agreement)[0], {}
 
     def read_labels(self, frame: pd.DataFrame) -> Any:
         """Masks are in no csv."""
