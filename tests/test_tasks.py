@@ -26,9 +26,11 @@ from pipeline.tasks.multilabel import Multilabel
 from pipeline.tasks.ordinal import Ordinal, OrdinalRegression
 from pipeline.tasks.regression import Regression
 
-SPATIAL = {name for name, part in registry.parts("tasks").items() if part.facts.get("spatial")}  # test_segmentation.py
+OTHERS = {  # test_segmentation.py and test_retrieval.py
+    name for name, part in registry.parts("tasks").items() if part.facts.get("spatial") or part.facts.get("open_set")
+}
 CALLS = {name: f"{name}(period=24.0)" if name == "circular" else f"{name}()" for name in tasks.names()}
-CALLS = {name: call for name, call in CALLS.items() if name not in SPATIAL}
+CALLS = {name: call for name, call in CALLS.items() if name not in OTHERS}
 EACH = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 
@@ -447,7 +449,7 @@ def test_forms_are_the_three(project) -> None:
         "classes": (True, True), "labels": (True, False), "numbers": (False, False),
     }  # fmt: skip
     assert all(isinstance(form, Form) for form in FORMS.values())
-    assert registry.parts("tasks").keys() == CALLS.keys() | SPATIAL
+    assert registry.parts("tasks").keys() == CALLS.keys() | OTHERS
 
 
 def test_folders_of_classes_need_no_table(project) -> None:
