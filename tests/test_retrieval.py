@@ -243,6 +243,7 @@ def test_lists_hold_different_ids_of_the_gallery(cell, fits, drawn):
         ({"sampler": "shuffle()", "batch_size": 2, "pairs": ["center()"]}, []),  # it needs no pairs
         ({"sampler": "shuffle()"}, []),  # three identities in batches of 16
         ({"sampler": "weighted()"}, []),
+        ({"sampler": "weighted_identities(p=4,k=2)"}, ["makes batches of 8 rows, but batch_size=16"]),
     ],
 )
 def test_batches_without_pairs_are_worth_a_warning(changes, said, drawn, capsys):

@@ -85,6 +85,7 @@ def identities(targets: np.ndarray, generator: np.random.Generator, *, p: int = 
     source="Hermans et al. 2017, sec. 2 (P × K batches); rows by their loss: Loshchilov & Hutter 2016 (Online batch "
     "selection)",
     takes=("classes",),
+    batch=("p", "k"),
     allowed={"p": (1, None), "k": (1, None)},
     weighs=True,
 )
