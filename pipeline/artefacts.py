@@ -226,12 +226,15 @@ class Predictions:
 
 def write_maps(path: Path, ids: np.ndarray, maps: Maps, space: str, made_by: dict[str, Any]) -> None:
     """Write maps at their images' own sizes; ``save_maps`` last."""
-    shapes = []
+    shapes: list[tuple[int, ...]] = []
     with atomic(path.with_suffix(SUFFIX)) as handle:
         for row in range(len(maps)):
-            pixels = np.ascontiguousarray(np.rint(maps.one(row) * 255).astype(np.uint8).transpose(1, 2, 0))
-            shapes.append(pixels.shape)
-            handle.write(pixels.data)
+            height = 0
+            for band in maps.bands(row):
+                pixels = np.ascontiguousarray(np.rint(band * 255).astype(np.uint8).transpose(1, 2, 0))
+                handle.write(pixels.data)
+                height += len(pixels)
+            shapes.append((height, *pixels.shape[1:]))
     sizes = np.array([shape[:2] for shape in shapes], dtype=np.int64).reshape(-1, 2)
     save_maps(path, ids, shapes, sizes, "", space, made_by)
 

@@ -40,6 +40,9 @@ class Weighted(Maps):
     def one(self, row: int) -> np.ndarray:
         return Mean(self.members, self.weights[row]).one(row)
 
+    def bands(self, row: int) -> Iterator[np.ndarray]:
+        return Mean(self.members, self.weights[row]).bands(row)
+
 
 Fitted = Callable[[Sequence[Maps]], Maps]
 

@@ -6,7 +6,7 @@ drawn crops of OOF maps; the same data and seed give the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.forms import LEVELS, VOID
-from pipeline.maps import Maps
+from pipeline.maps import Maps, joined
 from pipeline.windows import pad, random_crop
 
 WIDTH, STEPS, BATCH, CROP, RATE = 16, 150, 6, 96, 3e-3
+REACH = 3  # rows beyond a pixel's own that the net looks at, one a layer
 SMALLEST = 1e-3
 
 
@@ -99,9 +100,20 @@ class Convolved(Maps):
     def __len__(self) -> int:
         return len(self.which)
 
-    @torch.inference_mode()
     def one(self, row: int) -> np.ndarray:
-        maps = torch.from_numpy(np.stack([member.one(row) for member in self.members]))[None]
-        logits = self.nets[int(self.which[row])](maps)[0]
+        return joined(self.bands(row))
+
+    def bands(self, row: int) -> Iterator[np.ndarray]:
+        stacked = (np.stack(parts) for parts in zip(*(member.bands(row) for member in self.members), strict=True))
+        held, above = next(stacked), 0
+        for band in stacked:  # the net looks at some rows above and below
+            beside = np.concatenate([held, band[:, :, :REACH]], axis=2)
+            yield self._answer(row, beside)[:, above : held.shape[2]]
+            held, above = np.concatenate([held[:, :, -REACH:], band], axis=2), REACH
+        yield self._answer(row, held)[:, above:]
+
+    @torch.inference_mode()
+    def _answer(self, row: int, maps: np.ndarray) -> np.ndarray:
+        logits = self.nets[int(self.which[row])](torch.from_numpy(maps)[None])[0]
         found: np.ndarray = (logits.softmax(dim=0) if self.simplex else logits.sigmoid()).numpy()
         return found

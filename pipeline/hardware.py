@@ -83,6 +83,12 @@ def _keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)  # … whose top is never given back
 
 
+def return_memory() -> None:
+    """Let glibc give back what is free, after a block far larger than those of a step; see ``_keep_memory``."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _device(asked: str) -> str:
     import torch
 

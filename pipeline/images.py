@@ -171,7 +171,7 @@ def _load(path: str | Path, reader: str, limit: int, grey: bool, size: int, resi
         if not data:
             raise ValueError("empty file")
         if quick and pictures.is_quick(data):
-            return pictures.decode(data, limit, grey, size, resize)
+            return pictures.decode(data, limit, grey, size, resize, str(path))
         pixels = function(data, str(path), limit)
     except FileNotFoundError as fault:
         raise ValueError(f"{prefix}: missing" if prefix else "missing") from fault
@@ -280,8 +280,13 @@ def _colours(image: np.ndarray, channels: int, blue_first: bool) -> np.ndarray:
     elif count == 1 and channels == 3:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     elif blue_first and count in (3, 4):
-        own = image if image.flags.owndata and image.flags.writeable else None  # in place: it may be a gigabyte
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if count == 3 else cv2.COLOR_BGRA2RGBA, dst=own)
+        code = cv2.COLOR_BGR2RGB if count == 3 else cv2.COLOR_BGRA2RGBA
+        if image.size < BLOCK_BYTES or not (image.flags.owndata and image.flags.writeable):
+            return cv2.cvtColor(image, code)
+        rows = max(1, BLOCK_BYTES // image[0].size)
+        for top in range(0, len(image), rows):  # in place: it may be a gigabyte
+            image[top : top + rows] = cv2.cvtColor(image[top : top + rows], code)
+        return image
     return np.ascontiguousarray(image).reshape(*image.shape[:2], channels)
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from pipeline import console, windows
 from pipeline.data import channels_first, prefetch
 from pipeline.hardware import Hardware
+from pipeline.maps import bands_of
 from pipeline.network import Network, for_prediction
 from pipeline.parts.views import View
 
@@ -139,11 +140,22 @@ def _images_of(strips: Iterator[tuple[bool, np.ndarray]]) -> Iterator[np.ndarray
 
 
 def _mean_of(maps: Sequence[np.ndarray]) -> np.ndarray:
-    """Maps (h, w, C) uint8 of several scales → their mean, at the size of the first."""
-    size = maps[0].shape[:2]
-    each = [torch.from_numpy(one).permute(2, 0, 1)[None].float() for one in maps]
-    scaled = [functional.interpolate(one, size=size, mode="bilinear", align_corners=False) for one in each]
-    return torch.stack(scaled).mean(dim=0)[0].round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    """Maps (h, w, C) uint8 of several scales → their mean, at the size of the first, made in bands of rows."""
+    height, width, columns = maps[0].shape
+    found = np.empty_like(maps[0])
+    for band in bands_of(columns, height, width):
+        scaled = torch.stack([_rows_at(one, height, width, band) for one in maps])
+        found[band] = scaled.mean(dim=0)[0].round_().to(torch.uint8).permute(1, 2, 0).numpy()
+    return found
+
+
+def _rows_at(pixels: np.ndarray, height: int, width: int, band: slice) -> torch.Tensor:
+    """The rows of a band of a map (h, w, C) uint8 that is made (height, width, C), (1, C, rows, width), bilinear."""
+    places = ((np.arange(band.start, band.stop) + 0.5) * len(pixels) / height - 0.5).clip(0, len(pixels) - 1)
+    first = places.astype(np.int64)
+    second, share = np.minimum(first + 1, len(pixels) - 1), (places - first).astype(np.float32)[:, None, None]
+    rows = torch.from_numpy(pixels[first] * (1 - share) + pixels[second] * share).permute(2, 0, 1)[None]
+    return functional.interpolate(rows, size=(rows.shape[2], width), mode="bilinear", align_corners=False)
 
 
 def _windows(

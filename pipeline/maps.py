@@ -1,13 +1,14 @@
 """Predicted maps: a probability for each pixel of each image, read one image at a time.
 
 Values of the spatial forms (``pipeline/forms.py``) are such sequences. On the disk a map is uint8, at the size that the
-network worked at; whoever reads it gets it at its image's own size.
+network worked at; whoever reads it gets it at its image's own size. A map of floats is four times as large as its
+image is in grey, so what may meet an image of gigapixels reads ``bands``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,19 @@ import numpy as np
 from pipeline.pictures import opencv
 
 SUFFIX = ".maps"  # of the pixels beside a file of predictions
+BAND = 2**22  # values of a band of rows
+
+
+def bands_of(columns: int, height: int, width: int) -> list[slice]:
+    """The rows of each band of a map (columns, height, width), from the top; one band where the map is small."""
+    step = max(1, BAND // max(1, columns * width))
+    return [slice(top, min(top + step, height)) for top in range(0, height, step)]
+
+
+def joined(bands: Iterable[np.ndarray]) -> np.ndarray:
+    """Bands (C, h, W) → the map (C, H, W)."""
+    parts = list(bands)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 class Ragged:
@@ -41,6 +55,13 @@ class Ragged:
         shape, end = self.shapes[row], int(self.ends[row])
         return self._map[end - int(shape.prod()) : end].reshape(tuple(shape.tolist()))
 
+    def rows(self, row: int, part: slice) -> np.ndarray:
+        """(h, W, C) uint8, some rows of an array, read from the file: pages of a memory map would stay in memory."""
+        height, width, channels = self.shapes[row].tolist()
+        start = int(self.ends[row]) - (height - part.start) * width * channels
+        count = (part.stop - part.start) * width * channels
+        return np.fromfile(self.path, np.uint8, count, offset=start).reshape(-1, width, channels)
+
     @cached_property
     def _map(self) -> np.ndarray:
         if not len(self.ends) or not self.ends[-1]:
@@ -61,6 +82,11 @@ class Maps(ABC):
     @abstractmethod
     def one(self, row: int) -> np.ndarray:
         """(C, H, W) float32 in 0…1, at the image's own size."""
+
+    def bands(self, row: int) -> Iterator[np.ndarray]:
+        """The same as (C, h, W), rows from the top; one band where the map is small."""
+        whole = self.one(row)
+        yield from (whole[:, part] for part in bands_of(*whole.shape))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -117,9 +143,22 @@ class Stored(Maps):
         return len(self.sizes)
 
     def one(self, row: int) -> np.ndarray:
+        return joined(self.bands(row))
+
+    def bands(self, row: int) -> Iterator[np.ndarray]:
         height, width = (int(side) for side in self.sizes[row])
-        found = self.geometry.own_size(np.asarray(self.pixels[row]), height, width)
-        return np.ascontiguousarray(found.transpose(2, 0, 1)).astype(np.float32) / 255
+        parts, pixels = bands_of(self.columns, height, width), self.pixels
+        if len(parts) > 1 and isinstance(pixels, Ragged) and pixels.shapes[row, :2].tolist() == [height, width]:
+            yield from (_floats(pixels.rows(row, part)) for part in parts)
+            return
+        found = self.geometry.own_size(np.asarray(pixels[row]), height, width)
+        yield from (_floats(found[part]) for part in parts)
+
+
+def _floats(pixels: np.ndarray) -> np.ndarray:
+    """(h, W, C) uint8 → (C, h, W) float32 in 0…1."""
+    found: np.ndarray = np.divide(pixels.transpose(2, 0, 1), np.float32(255), order="C", dtype=np.float32)
+    return found
 
 
 class Taken(Maps):
@@ -134,6 +173,9 @@ class Taken(Maps):
     def one(self, row: int) -> np.ndarray:
         return self.maps.one(int(self.rows[row]))
 
+    def bands(self, row: int) -> Iterator[np.ndarray]:
+        return self.maps.bands(int(self.rows[row]))
+
 
 class Chained(Maps):
     """Maps of several files, one behind the other."""
@@ -146,25 +188,40 @@ class Chained(Maps):
         return int(self.starts[-1])
 
     def one(self, row: int) -> np.ndarray:
+        which, place = self._place(row)
+        return self.parts[which].one(place)
+
+    def bands(self, row: int) -> Iterator[np.ndarray]:
+        which, place = self._place(row)
+        return self.parts[which].bands(place)
+
+    def _place(self, row: int) -> tuple[int, int]:
         which = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.parts[which].one(row - int(self.starts[which]))
+        return which, row - int(self.starts[which])
 
 
 class Voted(Maps):
     """Answers of several members, cut alone and then averaged: the share of members that see each class in each pixel.
 
-    cut_of: a map (C, H, W) → its answer as planes (C, H, W) of 0 and 1. cut: how the shares become one answer.
+    cut_of: maps, a row → its answer as planes (C, H, W) of 0 and 1, fresh, bool or uint8. cut: how the shares become
+    one answer.
     """
 
-    def __init__(self, members: Sequence[Maps], cut_of: Callable[[np.ndarray], np.ndarray], cut: str) -> None:
+    def __init__(self, members: Sequence[Maps], cut_of: Callable[[Maps, int], np.ndarray], cut: str) -> None:
         self.members, self.cut_of, self.cut, self.columns = list(members), cut_of, cut, members[0].columns
 
     def __len__(self) -> int:
         return len(self.members[0])
 
     def one(self, row: int) -> np.ndarray:
-        planes = [self.cut_of(member.one(row)).astype(np.float32) for member in self.members]
-        return np.mean(planes, axis=0, dtype=np.float32)
+        return joined(self.bands(row))
+
+    def bands(self, row: int) -> Iterator[np.ndarray]:
+        votes = self.cut_of(self.members[0], row).view(np.uint8)
+        for member in self.members[1:]:
+            votes += self.cut_of(member, row).view(np.uint8)
+        share = np.float32(len(self.members))
+        yield from (np.divide(votes[:, part], share, dtype=np.float32) for part in bands_of(*votes.shape))
 
 
 class Mean(Maps):
@@ -179,10 +236,17 @@ class Mean(Maps):
         return len(self.members[0])
 
     def one(self, row: int) -> np.ndarray:
-        found: np.ndarray | None = None
-        for member, weight in zip(self.members, self.weights.tolist(), strict=True):
-            if weight:
-                part = weight * member.one(row)
-                found = part if found is None else found + part
-        assert found is not None
-        return found
+        return joined(self.bands(row))
+
+    def bands(self, row: int) -> Iterator[np.ndarray]:
+        counted = np.flatnonzero(self.weights).tolist()
+        weights = self.weights[counted].tolist()
+        for parts in zip(*(self.members[place].bands(row) for place in counted), strict=True):
+            yield _sum(parts, weights)
+
+
+def _sum(parts: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    found = weights[0] * parts[0]
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        found += weight * part
+    return found

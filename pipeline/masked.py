@@ -16,7 +16,7 @@ from pipeline.config import Config, root
 from pipeline.errors import UserError, some
 from pipeline.forms import VOID, levels
 from pipeline.images import BrokenImage, opencv
-from pipeline.maps import SUFFIX, Geometry
+from pipeline.maps import SUFFIX, Geometry, joined
 from pipeline.masks import HeaderSizes
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def taught_by(config: Config, competition: Competition, task: Task, path: Path, 
     key = artefacts.fingerprint("taught", artefacts.file_digest(path), *_work(config))
 
     def make(row: int) -> np.ndarray:
-        return worked(config, levels(maps.one(row)))
+        return worked(config, joined(levels(band) for band in maps.bands(row)))
 
     return _build(config, f"planes-{key}", make, f"{competition.name} maps of {path.stem}", sizes, task)
 

@@ -24,6 +24,7 @@ from pipeline.artefacts import shown
 from pipeline.errors import UserError, nearest, some
 from pipeline.files import BOX, label, parts, read_bytes
 from pipeline.images import LIMIT_PIXELS, BrokenImage
+from pipeline.parts.readers import TIFF
 from pipeline.patterns import without_suffix
 from pipeline.rle import EMPTY
 from pipeline.tables import duplicates
@@ -72,19 +73,21 @@ def size_of(
 
 
 def _header(data: bytes) -> tuple[int, int] | None:
-    """(height, width) from a PNG's or JPEG's header, turned as EXIF says; None where it takes more to know."""
+    """(height, width) from a picture's header, turned as EXIF says; None where it takes more to know."""
     if data.startswith(pictures.PNG) and len(data) >= PNG_HEADER:
         width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
         return None if b"eXIf" in data else (height, width)
-    if not data.startswith(pictures.JPEG):
+    if not data.startswith((pictures.JPEG, *TIFF)):
         return None
     try:
         with pictures.pillow().open(io.BytesIO(data)) as opened:
             width, height = opened.size
-            turned = opened.getexif().get(ORIENTATION, 1) >= 5  # those that swap the sides
+            orientation = opened.getexif().get(ORIENTATION, 1)
     except Exception:  # Pillow's readers raise nearly anything on damaged files
         return None
-    return (width, height) if turned else (height, width)
+    if data.startswith(TIFF) and orientation != 1:  # readers differ
+        return None
+    return (width, height) if orientation >= 5 else (height, width)  # those swap the sides
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+LARGE = 2**26  # pixels from which on a picture must not lie in memory twice
 
 
 class UnknownFormat(ValueError):
@@ -67,9 +68,12 @@ def read(data: bytes, limit: int) -> np.ndarray:
     return _red_first(picture.pixels) if picture.blue_first else picture.pixels
 
 
-def decode(data: bytes, limit: int, grey: bool = False, size: int = 0, resize: str = "stretch") -> Picture:
+def decode(
+    data: bytes, limit: int, grey: bool = False, size: int = 0, resize: str = "stretch", path: str = ""
+) -> Picture:
     """A PNG or JPEG. grey: of a JPEG only the brightness is needed. size: a JPEG may be shrunk while it is decoded, as
-    far as size × size pixels can still be made of it by resize; 0: not at all."""
+    far as size × size pixels can still be made of it by resize; 0: not at all. path: of the file that the bytes are
+    from, from which a large one is read."""
     cv2 = opencv()
     quick, factor = True, 1
     if data.startswith(JPEG):
@@ -82,7 +86,9 @@ def decode(data: bytes, limit: int, grey: bool = False, size: int = 0, resize: s
         width, height, quick = _png_header(data)
         flags = cv2.IMREAD_UNCHANGED
     check_size(width // factor, height // factor, limit)
-    pixels = _with_opencv(data, flags) if quick else None
+    large = width * height // factor**2 > LARGE
+    pixels = _from_file(path, flags) if quick and large else None
+    pixels = _with_opencv(data, flags) if quick and pixels is None else pixels
     if pixels is None:
         pixels = ranged(with_pillow(data, limit))
         return Picture(pixels, False, pixels.shape[1], pixels.shape[0])
@@ -181,6 +187,14 @@ def _with_opencv(data: bytes, flags: int) -> np.ndarray | None:
     cv2 = opencv()
     with contextlib.suppress(cv2.error):
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    return None
+
+
+def _from_file(path: str, flags: int) -> np.ndarray | None:
+    """As ``_with_opencv``, without its copy of the pixels; None where OpenCV is too old, or path is in a zip."""
+    cv2 = opencv()
+    with contextlib.suppress(cv2.error, TypeError):
+        return cv2.imread(path, None, flags)
     return None
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.artefacts import atomic, locked, shown
 from pipeline.console import progress, say
-from pipeline.hardware import physical_cores
+from pipeline.hardware import physical_cores, return_memory
 from pipeline.maps import Ragged
 
 AHEAD = 8  # arrays that a build makes ahead of the one that is written, for each thread …
@@ -86,6 +86,10 @@ def build(
             with writer(place / "pixels.bin") as out, progress(label, count) as advance:
                 for array in _in_order(make, sizes):
                     out.add(array)
+                    large = array.nbytes > AHEAD_BYTES
+                    del array  # before the next one is made
+                    if large:
+                        return_memory()
                     advance(1)
             with atomic(place / "shapes.npy") as handle:
                 np.save(handle, np.array(out.shapes, dtype=np.int64).reshape(-1, 3))

@@ -470,8 +470,10 @@ def test_sizes_come_from_headers(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
         archive.write(tmp_path / "a.png", "a.png")
     (tmp_path / "head.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
+    Image.fromarray(image).save(tmp_path / "turned.tif", exif=turned)
     expected = {
         "a.png": (12, 20), "b.jpg": (12, 20), "turned.jpg": (20, 12), "c.tif": (12, 20), "d.npy": (12, 20),
+        "turned.tif": (20, 12),
         "z.zip/a.png": (12, 20), f"a.png{JOIN}b.jpg": (12, 20), f"a.png{BOX}2,1,9,5": (4, 7), "head.png": (12, 20),
     }  # fmt: skip
     for spec, size in expected.items():

@@ -2,7 +2,9 @@
 
 Form: a class with ``__init__(*, …)``, whose instances are called with values (C, H, W) float32 in 0…1 and give the
 answer of one image, without void: of masks (C, H, W) uint8 of 0 and 1, of class_masks (H, W) uint8, of objects (H, W)
-int32, 0 the ground and 1, 2, … the objects. A run's decision is the call-string of a cut with its arguments.
+int32, 0 the ground and 1, 2, … the objects. A run's decision is the call-string of a cut with its arguments. A cut
+whose class has ``banded`` as well takes images too large for a map of floats: ``bands()`` gives the same values again
+and again as (C, h, W), rows from the top, and the answer is the same.
 
 Facts: ``takes``, the form of the answer. ``search``: the arguments that a nested search may choose, in its order, and
 the values that it tries (``pipeline/cutting.py``); those that a call-string names stay as they are. ``each``: the
@@ -16,6 +18,8 @@ neighbours), holes do not (of 4).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+
 import cv2
 import numpy as np
 
@@ -23,7 +27,10 @@ from pipeline.errors import UserError
 from pipeline.registry import part
 
 Numbers = float | tuple[float, ...]
+Bands = Callable[[], Iterable[np.ndarray]]
+Wanted = Callable[[np.ndarray, np.ndarray], np.ndarray]  # areas, whether inside: (n,) of components → (n,) bool
 SMALLEST = 1e-6
+BAND = 2**24  # pixels of a mask whose components are found at once
 
 # --- masks --------------------------------------------------------------------------------------------------------
 
@@ -54,13 +61,20 @@ class threshold:
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """values (C, H, W) float32 → (C, H, W) uint8 of 0 and 1."""
-        levels = _each("threshold(level)", self.level, len(values))
-        answer = np.zeros(values.shape, dtype=np.uint8)
-        for plane, level, into in zip(values, levels, answer, strict=True):
-            if not plane.size or plane.max() < self.gate:
-                continue
-            into[:] = cleaned(plane >= np.float32(level), self.min_size, self.holes)
-        return answer
+        return self.banded(lambda: [values])
+
+    def banded(self, bands: Bands) -> np.ndarray:
+        """See the head of this file."""
+        above, highest = [], []
+        for band in bands():
+            levels = np.array(_each("threshold(level)", self.level, len(band)), dtype=np.float32)
+            above.append(band >= levels[:, None, None])
+            highest.append(band.max(axis=(1, 2), initial=0))
+        answer = above[0] if len(above) == 1 else np.concatenate(above, axis=1)
+        del above
+        for plane, most in zip(answer, np.max(highest, axis=0), strict=True):
+            plane[:] = cleaned(plane, self.min_size, self.holes) if plane.size and most >= self.gate else False
+        return answer.view(np.uint8)
 
 
 @part(
@@ -85,20 +99,33 @@ class argmax:
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """values (C, H, W) float32 → (H, W) uint8."""
-        weights = np.exp(np.concatenate([[0], _each("argmax(bias)", self.bias, len(values) - 1)])).astype(np.float32)
-        scores = values * weights[:, None, None] if weights.min() < 1 or weights.max() > 1 else values
-        answer = scores.argmax(axis=0).astype(np.uint8)
+        return self.banded(lambda: [values])
+
+    def banded(self, bands: Bands) -> np.ndarray:
+        """See the head of this file."""
+        answer = np.concatenate([self._scores(band).argmax(axis=0).astype(np.uint8) for band in bands()])
         least = pixels_of(self.min_size, answer.shape)
-        if least <= 1 or len(values) < 2:
+        if least <= 1:
             return answer
-        small = np.zeros(answer.shape, dtype=bool)
-        for number in np.flatnonzero(np.bincount(answer.ravel(), minlength=1)):
-            own = answer == number
-            small |= own & ~_large(own, least)
-        left = scores[:, small].copy()
-        left[answer[small], np.arange(left.shape[1])] = -1
-        answer[small] = left.argmax(axis=0)
+        small, top = np.zeros(answer.shape, dtype=bool), 0
+        for number in range(answer.max(initial=0) + 1):
+            _mark(answer == number, lambda area, inner: area < least, small)
+        for band in bands():
+            rows = slice(top, top + band.shape[1])
+            self._give_away(band, answer[rows], small[rows])
+            top = rows.stop
         return answer
+
+    def _scores(self, values: np.ndarray) -> np.ndarray:
+        weights = np.exp(np.concatenate([[0], _each("argmax(bias)", self.bias, len(values) - 1)])).astype(np.float32)
+        return values * weights[:, None, None] if weights.min() < 1 or weights.max() > 1 else values
+
+    def _give_away(self, values: np.ndarray, answer: np.ndarray, small: np.ndarray) -> None:
+        """Change the answer of the pixels that are marked to their next likeliest class."""
+        if len(values) > 1 and small.any():
+            left = self._scores(values)[:, small].copy()
+            left[answer[small], np.arange(left.shape[1])] = -1
+            answer[small] = left.argmax(axis=0)
 
 
 # --- objects ------------------------------------------------------------------------------------------------------
@@ -213,19 +240,80 @@ def cleaned(mask: np.ndarray, min_size: float, holes: float) -> np.ndarray:
 
 def _large(mask: np.ndarray, least: float) -> np.ndarray:
     """The components of at least so many pixels."""
-    _, labels, facts, _ = cv2.connectedComponentsWithStats(_bytes(mask), connectivity=8)
-    keep = facts[:, cv2.CC_STAT_AREA] >= least
-    keep[0] = False
-    return keep.take(labels)
+    return _mark(mask, lambda area, inner: area >= least, np.zeros_like(mask))
 
 
 def _holes(mask: np.ndarray, most: float) -> np.ndarray:
     """The parts of the ground of at most so many pixels that touch no edge of the image."""
-    _, labels, facts, _ = cv2.connectedComponentsWithStats(_bytes(~mask), connectivity=4)
-    left, top, width, height, area = facts.T
-    hole = (left > 0) & (top > 0) & (left + width < mask.shape[1]) & (top + height < mask.shape[0]) & (area <= most)
-    hole[0] = False  # the mask itself
-    return hole.take(labels)
+    return _mark(~mask, lambda area, inner: inner & (area <= most), np.zeros_like(mask), 4)
+
+
+def _mark(mask: np.ndarray, wanted: Wanted, found: np.ndarray, connectivity: int = 8) -> np.ndarray:
+    """Set in found, (H, W) bool, the pixels of a mask that lie in components which are wanted."""
+    for band, marked in zip(_bands(mask), _components(mask, wanted, connectivity), strict=True):
+        found[band] |= marked
+    return found
+
+
+def _components(mask: np.ndarray, wanted: Wanted, connectivity: int) -> Iterator[np.ndarray]:
+    """The pixels of a mask (H, W) bool that lie in components which are wanted, in bands of rows from the top.
+
+    Labels are four times as large as a mask, so those of more than one band are made twice: what touches across a seam
+    is one component.
+    """
+    bands = _bands(mask)
+    if len(bands) == 1:
+        labels, areas, edges = _pieces(mask, connectivity)
+        yield np.append(False, wanted(areas, ~edges.any(axis=0))).take(labels)
+        return
+    areas, edges, seams, starts, above = [], [], [], [0], np.full(mask.shape[1], -1)
+    for band in bands:
+        labels, area, (top, bottom, side) = _pieces(mask[band], connectivity)
+        areas.append(area)
+        edges.append(side | (top & (band is bands[0])) | (bottom & (band is bands[-1])))
+        seams.append(_seam(above, _numbers(labels[0], starts[-1]), connectivity))
+        above = _numbers(labels[-1], starts[-1])
+        starts.append(starts[-1] + len(area))
+    whole = _joined(np.concatenate(seams), starts[-1])
+    inner = np.bincount(whole, np.concatenate(edges)) == 0
+    kept = wanted(np.bincount(whole, np.concatenate(areas)), inner)[whole]
+    for band, first, end in zip(bands, starts, starts[1:], strict=False):
+        yield np.append(False, kept[first:end]).take(_pieces(mask[band], connectivity)[0])
+
+
+def _bands(mask: np.ndarray) -> list[slice]:
+    """The rows whose components are found at once; at least one."""
+    rows = max(1, BAND // max(1, mask.shape[1]))
+    return [slice(top, min(top + rows, len(mask))) for top in range(0, max(1, len(mask)), rows)]
+
+
+def _pieces(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels (H, W) int32 of n components, their areas (n,), and (3, n) whether they touch top, bottom or a side."""
+    _, labels, facts, _ = cv2.connectedComponentsWithStats(_bytes(mask), connectivity=connectivity)
+    left, top, width, height, area = facts[1:].T  # the first is the ground
+    sides = (left == 0) | (left + width == mask.shape[1])
+    return labels, area, np.stack([top == 0, top + height == mask.shape[0], sides])
+
+
+def _numbers(labels: np.ndarray, start: int) -> np.ndarray:
+    """(W,) labels of one band → the places of their components among those of all, or −1."""
+    return np.where(labels > 0, labels.astype(np.int64) + start - 1, -1)
+
+
+def _seam(above: np.ndarray, below: np.ndarray, connectivity: int) -> np.ndarray:
+    """The pairs of components that touch between two rows (W,), each once, (n, 2) int64."""
+    wide, shifts = np.pad(below, 1, constant_values=-1), (-1, 0, 1) if connectivity == 8 else (0,)
+    pairs = np.concatenate([np.stack([above, wide[1 + by : len(above) + 1 + by]], axis=1) for by in shifts])
+    return np.unique(pairs[(pairs >= 0).all(axis=1)], axis=0)
+
+
+def _joined(pairs: np.ndarray, count: int) -> np.ndarray:
+    """(count,) which component each of so many pieces belongs to, by the pairs (n, 2) that touch."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    links = coo_array((np.ones(len(pairs), dtype=bool), tuple(pairs.T)), shape=(count, count))
+    return np.asarray(connected_components(links, directed=False)[1])
 
 
 def _labels(mask: np.ndarray) -> np.ndarray:

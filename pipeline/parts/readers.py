@@ -26,7 +26,8 @@ from pipeline.registry import part
 NPY = b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MOST_CHANNELS = 64
-SAMPLES_PER_PIXEL = 277  # a tag of TIFF
+SAMPLES_PER_PIXEL, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION = 277, 258, 259, 262, 274  # tags of TIFF
+PLAIN = {COMPRESSION: (1, 8, 32946), PHOTOMETRIC: (1, 2), ORIENTATION: (1,)}  # none or deflate; grey or RGB; upright
 
 
 @part(source="by the first bytes of the file, as file(1) does", pictures=True)
@@ -115,6 +116,8 @@ def _tiff_values(data: bytes, limit: int, pages: str) -> np.ndarray:
             frames = 1
         if frames > MOST_CHANNELS:
             raise ValueError(f"{frames} pages, but {MOST_CHANNELS} at most become channels; see data.reader=tiff")
+        if frames == 1 and _is_large(data):
+            return _with_tifffile(data, limit, "first")
         return pictures.with_pillow(data, limit, frames)
     except pictures.UnknownFormat:
         return _with_tifffile(data, limit, pages)
@@ -142,6 +145,14 @@ def _grey_frames(data: bytes) -> int:
         raise ValueError(f"damaged ({fault})") from fault
 
 
+def _is_large(data: bytes) -> bool:
+    """Whether a tiff is large, and so plain that tifffile sees it as Pillow does, which needs thrice the memory."""
+    with pictures.pillow().open(io.BytesIO(data)) as opened:
+        tags = getattr(opened, "tag_v2", {})
+        plain = all(tags.get(tag, 1) in known for tag, known in PLAIN.items()) and set(tags.get(BITS, ())) == {8}
+        return opened.width * opened.height > pictures.LARGE and opened.mode in ("L", "RGB") and plain
+
+
 def _with_tifffile(data: bytes, limit: int, pages: str) -> np.ndarray:
     import tifffile
 
@@ -167,7 +178,7 @@ def _with_tifffile(data: bytes, limit: int, pages: str) -> np.ndarray:
 
 def _pages(pages: Sequence[Any], data: bytes) -> np.ndarray:
     try:
-        return np.dstack([_page(page) for page in pages])
+        return np.dstack([_page(page) for page in pages]) if len(pages) > 1 else np.atleast_3d(_page(pages[0]))
     except ValueError:  # a compression that tifffile leaves to another package
         if len(pages) > 1 or pages[0].samplesperpixel not in (1, 3, 4):  # OpenCV would drop some
             raise

@@ -15,6 +15,7 @@ from pipeline.artefacts import shown
 from pipeline.config import Config, replace, root
 from pipeline.console import Outcome, say, warn
 from pipeline.errors import UserError
+from pipeline.maps import joined
 from pipeline.runs import Run, test_parts
 from pipeline.stages import predict, train
 from pipeline.tasks import Task, task_for
@@ -111,7 +112,8 @@ def _write_planes(teacher: Run, path: Path, fold: int, ids: pd.Series, threshold
     config, competition = teacher.config, teacher.competition
     task: Any = task_for(config, competition)
     maps = artefacts.Predictions.load(teacher.need((fold,), "test.npz")).align(ids.to_numpy()).values
-    planes = (task.pseudo_planes(maps.one(row), threshold, config.pseudo.soft) for row in range(len(maps)))
+    soft = config.pseudo.soft
+    planes = (joined(task.pseudo_planes(b, threshold, soft) for b in maps.bands(row)) for row in range(len(maps)))
     places = masked.places_of(ids.to_numpy(), competition.test["id"].to_numpy())
     sizes = masked.sizes_of(config, competition, competition.test["file"].to_numpy()[places].tolist())
     file = masked.given_file(path, fold)

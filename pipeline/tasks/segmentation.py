@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +158,7 @@ class Segmentation:
         An image's confidence is the mean sureness of the pixels that some plane beside the ground's thinks possible,
         and 1 where there is none. Of objects the inside counts alone: a border is never sure.
         """
-        seen = [self._looked_at(values.one(row)) for row in range(len(values))]
+        seen = [self._looked_at(values.bands(row)) for row in range(len(values))]
         confidence = np.array([sure for sure, _ in seen], dtype=np.float32)
         surest_first = np.argsort(-confidence, kind="stable")
         kept = surest_first[confidence[surest_first] >= np.float32(threshold)]
@@ -168,13 +168,16 @@ class Segmentation:
         rows = np.sort(kept).astype(np.int64)
         return rows, confidence[rows]
 
-    def _looked_at(self, map_: np.ndarray) -> tuple[float, str]:
-        """(P, H, W) → the confidence of an image, and the classes that it shows."""
-        counted = map_[:1] if self.form is OBJECTS else map_
-        beside = counted[1:] if self.learns.simplex else counted
-        possible = (beside > POSSIBLE).any(axis=0)
-        confidence = float(self._sureness(counted)[possible].mean()) if possible.any() else 1.0
-        return confidence, str([place for place, plane in enumerate(beside) if (plane > 0.5).any()])
+    def _looked_at(self, bands: Iterable[np.ndarray]) -> tuple[float, str]:
+        """(P, h, W) of one map → the confidence of an image, and the classes that it shows."""
+        total, count, shown = 0.0, 0, np.zeros(self.outputs, dtype=bool)
+        for band in bands:
+            counted = band[:1] if self.form is OBJECTS else band
+            beside = counted[1:] if self.learns.simplex else counted
+            sureness = self._sureness(counted)[(beside > POSSIBLE).any(axis=0)]
+            total, count = total + float(sureness.sum(dtype=np.float64)), count + len(sureness)
+            shown[: len(beside)] |= (beside > 0.5).any(axis=(1, 2))
+        return total / count if count else 1.0, str(np.flatnonzero(shown).tolist())
 
     def _sureness(self, map_: np.ndarray) -> np.ndarray:
         """(H, W): how sure each pixel is of what it is: of the likeliest class, or of the least sure plane."""
@@ -206,7 +209,7 @@ class Segmentation:
         if not isinstance(values, Maps):
             return values
         cut = registry.build("cuts", values.cut or self.cut)()
-        return Answers(len(values), lambda row: cut(values.one(row)))
+        return Answers(len(values), lambda row: _cut(cut, values, row))
 
     def together(self, maps: Sequence[Maps], cut: str) -> Maps:
         """Members' maps of the same images → what is submitted: each cut alone, then their vote (law 2).
@@ -218,12 +221,12 @@ class Segmentation:
             return Mean(maps, cut=cut)
         alone = registry.build("cuts", cut)()
         plain = "argmax()" if self.form is CLASS_MASKS else "threshold()"
-        return Voted(maps, lambda values: self._marked(alone(values)), plain)
+        return Voted(maps, lambda values, row: self._marked(_cut(alone, values, row)), plain)
 
     def _marked(self, answer: np.ndarray) -> np.ndarray:
         """An answer as planes of 0 and 1."""
         if self.form is CLASS_MASKS:
-            return answer[None] == np.arange(self.outputs)[:, None, None]
+            return answer[None] == np.arange(self.outputs, dtype=np.uint8)[:, None, None]
         return answer
 
     # --- submissions ---
@@ -249,8 +252,7 @@ class Segmentation:
             )
             yield from ((name, text) for text in found or [self.empty])
             return
-        bits = self._bits(answer)
-        for place, plane in enumerate(bits):
+        for place, plane in enumerate(self._bits(answer)):
             text = rle.encode(plane, empty=self.empty, order=form.order, base=form.base)
             if form.rows == "image":
                 yield (name, text)
@@ -259,15 +261,13 @@ class Segmentation:
             else:
                 yield (f"{name}{form.separator}{form.classes[place]}", text)
 
-    def _bits(self, answer: np.ndarray) -> np.ndarray:
-        """(C, H, W) 0/1 of what is submitted: the ground is no class of an answer."""
-        if self.form is OBJECTS:
-            return (answer > 0)[None].astype(np.uint8)
+    def _bits(self, answer: np.ndarray) -> Iterable[np.ndarray]:
+        """(H, W) of each plane that is submitted, where all but 0 is inside: the ground is no class of an answer."""
+        if self.form is OBJECTS or (self.form is CLASS_MASKS and self.answer.rows == "image"):
+            return [answer > 0]
         if self.form is CLASS_MASKS:
             first = len(self.columns) - max(1, len(self.answer.classes))
-            if self.answer.rows == "image":
-                return (answer > 0)[None].astype(np.uint8)
-            return (answer[None] == np.arange(first, len(self.columns))[:, None, None]).astype(np.uint8)
+            return (answer == value for value in range(first, len(self.columns)))
         return answer
 
     def allowed(self, sample: pd.DataFrame) -> dict[str, Cells]:
@@ -315,6 +315,12 @@ class Runs:
         except ValueError:
             return True
         return False
+
+
+def _cut(cut: Any, values: Maps, row: int) -> np.ndarray:
+    """The answer of one image, cut band by band where the cut can do that."""
+    banded = getattr(cut, "banded", None)
+    return cut(values.one(row)) if banded is None else banded(lambda: values.bands(row))
 
 
 def _object_planes(labels: np.ndarray) -> np.ndarray:
