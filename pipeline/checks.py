@@ -40,14 +40,14 @@ def all_checks(run: Run) -> list[Check]:
     views = registry.facts("augments", run.config.augment).get("several")
     still = "several(change='none()')" if views else "none()"
     none = {"train__labels": "", "train__soft": "", "train__hard": ""}
-    plain = replace(run.config, augment=still, mix="none()", sizes="fixed()", **none)
+    plain = replace(run.config, augment=still, mix="none()", **none)
     run = Run(plain, run.name)
     machine = hardware.choose(plain)
     hardware.start(machine)
     task = task_for(plain, run.competition)
     table, source, _ = materials(run, task, (0,))
     sample = table.take(np.sort(draw(plain.seed).permutation(len(table))[:SAMPLE_ROWS]))
-    loader = Loader(source, sample, plain)
+    loader = Loader(source, sample, replace(plain, sizes="fixed()"))
     bench = Bench(run, task, machine, counts_of(table, task))
     return [
         check_labels(task, run),
@@ -55,7 +55,7 @@ def all_checks(run: Run) -> list[Check]:
         check_initial_loss(bench, loader),
         check_gradients(bench, loader),
         check_overfit(bench, loader),
-        check_learning(bench, loader),
+        check_learning(bench, Loader(source, sample, plain)),
     ]
 
 

@@ -1,4 +1,8 @@
-"""Which level of a decoder with deep supervision predicts: the smallest that is as good as the best, by OOF scores."""
+"""Which level of a decoder with deep supervision predicts: the smallest that is as good as the best, by OOF scores.
+
+The choice has seen all OOF rows, so that their score at it flatters a little; said beside it is the nested score, of
+each fold at the level that the other folds choose (law 2).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from pipeline import artefacts, checkpoint, evaluate, masked, network, predictio
 from pipeline.artefacts import shown
 from pipeline.config import replace
 from pipeline.console import say
-from pipeline.evaluate import Metric
+from pipeline.evaluate import Metric, Score
 from pipeline.hardware import Hardware
 from pipeline.maps import Geometry, Stored
 from pipeline.prediction import LEVELS
@@ -32,33 +36,34 @@ class Level:
     se: float
 
 
-def choose(run: Run, task: Task) -> int:
-    """The level for all members of a run, kept in its ``levels.json``; says the table that it is chosen from.
+def choose(run: Run, task: Task) -> tuple[int, str]:
+    """The level for all members of a run, and the nested score of such choices, kept in its ``levels.json``.
 
     Each member is scored on its own fold alone, at each level, under the config's views and scales. Needs all folds.
+    Says the table that it is chosen from.
     """
     members = [(fold,) for fold in range(run.count)]
     config = run.config
     print_ = artefacts.fingerprint(
         [run.trained(held_out) for held_out in members], config.views, config.scales, config.tiles.overlap,
-        config.metric, config.cut,
+        config.metric, config.cut, "nested",
     )  # fmt: skip
     record = run.folder / LEVELS
     if found := artefacts.finished(record, print_):
-        return int(found["chosen"])
+        return int(found["chosen"]), str(found["nested"])
     say(f"levels {run.name}")
     contents = [checkpoint.load_checkpoint(run.member(held_out) / "best.ckpt") for held_out in members]
     metric = evaluate.metric(config.metric, task)
-    added = {
-        number: np.concatenate([_added(run, task, metric, held_out, number) for held_out in members])
-        for number in network.from_checkpoint(contents[0]).levels
-    }
-    table = compare(metric, added, {number: cost(contents[0], number) for number in added})
-    chosen = smallest(table)
+    numbers = network.from_checkpoint(contents[0]).levels
+    each = {number: [_added(run, task, metric, held_out, number) for held_out in members] for number in numbers}
+    added = {number: np.concatenate(own) for number, own in each.items()}
+    folds = np.repeat(np.arange(run.count), [len(own) for own in each[numbers[0]]])
+    table = compare(metric, added, costs := {number: cost(contents[0], number) for number in numbers})
+    chosen, honest = smallest(table), str(nested(metric, added, costs, folds))
     _say_table(table, chosen, config.metric)
-    artefacts.finish(record, print_, chosen=chosen, levels=[vars(level) for level in table])
-    say(f"{shown(record)}: level {chosen}, chosen by OOF score against operations")
-    return chosen
+    artefacts.finish(record, print_, chosen=chosen, nested=honest, levels=[vars(level) for level in table])
+    say(f"{shown(record)}: level {chosen}")
+    return chosen, honest
 
 
 def compare(metric: Metric, added: dict[int, np.ndarray], costs: dict[int, tuple[int, int]]) -> list[Level]:
@@ -71,6 +76,15 @@ def compare(metric: Metric, added: dict[int, np.ndarray], costs: dict[int, tuple
         gain, se = evaluate.paired(metric, own, added[best])
         table.append(Level(number, *costs[number], scores[number], gain, se))
     return table
+
+
+def nested(metric: Metric, added: dict[int, np.ndarray], costs: dict[int, tuple[int, int]], folds: np.ndarray) -> Score:
+    """The score of each fold's images at the level that the other folds choose. folds: (N,) int64."""
+    answered = next(iter(added.values())).copy()
+    for fold in np.unique(folds):
+        known = {number: own[folds != fold] for number, own in added.items()}
+        answered[folds == fold] = added[smallest(compare(metric, known, costs))][folds == fold]
+    return evaluate.score_seen(metric, np.arange(len(folds)), answered, folds, "nested")
 
 
 def smallest(table: list[Level]) -> int:

@@ -29,9 +29,11 @@ def trained(project):
 def test_the_level_is_chosen_once_recorded_and_used_for_all_members(trained, project):
     ended = project.run("stage=predict", DEEP, "level=auto")
     assert ended.code == 0, ended.err
-    assert "chosen by OOF score against operations" in ended.out
     record = json.loads((trained / "levels.json").read_text())
     table = record["levels"]
+    assert record["nested"].endswith(" nested")
+    honest = f"chosen by OOF score against operations; {record['nested']}, each fold at the others' choice"
+    assert honest in ended.out
     assert [level["number"] for level in table] == list(range(1, len(table) + 1))
     for less, more in itertools.pairwise(table):
         assert less["parameters"] < more["parameters"]
@@ -57,6 +59,7 @@ def test_the_level_is_chosen_once_recorded_and_used_for_all_members(trained, pro
     again = project.run("stage=predict", DEEP, "level=auto")
     assert again.code == 0
     assert "  level  parameters" not in again.out, "what was chosen stays chosen"
+    assert honest in again.out
     assert (trained / "fold0/oof.maps").read_bytes() == by_number[record["chosen"]]
     assert "the decoder has 1, 2" in project.run("stage=predict", DEEP, "level=9").err
 
@@ -117,6 +120,27 @@ def test_errors_are_paired() -> None:
     assert first.below == pytest.approx(0.01, abs=0.001)
     assert first.se < 0.001
     assert (second.below, levels.smallest([first, second])) == (0.0, 2)
+
+
+def test_the_nested_score_takes_each_fold_at_the_level_of_the_others() -> None:
+    folds = np.repeat([0, 1, 2], 40)
+    generator = np.random.default_rng(0)
+    base = generator.random((120, 1))
+    added = {1: base - 0.2 + generator.normal(0, 0.01, base.shape), 2: base}
+    added[1][folds == 0] += 0.5  # fold 0 likes the small level, the others do not
+    metric = MapMetric("dice()", lambda: None, True, "decision", None, True)  # type: ignore[arg-type]
+    costs = {1: (1, 1), 2: (2, 2)}
+    whole = levels.smallest(levels.compare(metric, added, costs))
+    chosen = {}
+    for fold in range(3):
+        known = {number: own[folds != fold] for number, own in added.items()}
+        chosen[fold] = levels.smallest(levels.compare(metric, known, costs))
+    assert chosen[0] == 2, "without fold 0 the large one"
+    found = levels.nested(metric, added, costs, folds)
+    assert found.kind == "nested"
+    wanted = np.concatenate([added[chosen[fold]][folds == fold] for fold in range(3)])
+    assert found.value == pytest.approx(wanted.mean())
+    assert found.value < added[whole].mean() or whole == 2
 
 
 def test_an_error_that_nobody_knows_is_no_reason_to_prune() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import small_masks
 import small_training as small
 import torch
 from torch import nn
@@ -127,6 +128,17 @@ def test_steps_are_counted_so_that_a_second_run_says_the_same(root, project):
     first, second = (project.run("stage=sanity", f"run={name}").out.splitlines() for name in ("one", "other"))
     assert [line for line in first if "pass" in line] == [line for line in second if "pass" in line]
     assert sum("pass" in line for line in first) == len(CHECKS)
+
+
+def test_the_short_training_sees_the_sizes_of_the_real_one(project, monkeypatch):
+    small_masks.write(project.root)
+    seen = []
+    plain = learner.at_size
+    monkeypatch.setattr(learner, "at_size", lambda images, batch: (seen.append(batch.size), plain(images, batch))[1])
+    monkeypatch.setattr(checks, "OVERFIT_STEPS", 5)
+    project.run("stage=sanity", "sizes=multi_scale(scales=[0.5,1.0])")
+    assert set(seen[: -checks.SAMPLE_STEPS]) == {16}
+    assert set(seen[-checks.SAMPLE_STEPS :]) == {8, 16}
 
 
 def test_small_images_from_scratch_are_pointed_to_their_model(root, project, monkeypatch):

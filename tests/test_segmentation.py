@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import small_masks
 import small_tasks
 import torch
 from torch import nn
@@ -173,6 +175,38 @@ def test_stages_without_a_use_for_masks_say_so(project, stage: str) -> None:
     ended = project.run(f"stage={stage}")
     assert ended.code == 2
     assert f"stage={stage} is not made for task=segmentation" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pool", "gem(p=3)"), ("pool", "max"), ("head", "mlp()"), ("mix", "mixup()"),
+        ("stack.choose", "mean()"), ("stack.decisions", "none"), ("data.skip_broken", "true"),
+    ],
+)  # fmt: skip
+def test_keys_that_masks_lack_are_refused(project, key: str, value: str) -> None:
+    small_masks.write(project.root, rows=4)
+    wanted = f"{key}={value} does not go with task=segmentation(), which has masks; leave it out"
+    with pytest.raises(UserError, match=re.escape(wanted)):
+        compose({key: value})
+
+
+def test_keys_at_their_defaults_are_not(project) -> None:
+    small_masks.write(project.root, rows=4)
+    assert compose({"pool": "avg", "head": "linear()", "stack.choose": "auto", "merge": "mean()"}).pool == "avg"
+    with pytest.raises(UserError, match=r"auxiliary=.*has masks; those that fit: none"):
+        compose({"auxiliary": "middle()"})
+
+
+@pytest.mark.parametrize("decoder", ["deeplab_v3_plus(width=8)", "upernet(width=8)"])
+def test_an_odd_row_is_left_out_where_one_image_cannot_train(project, decoder: str) -> None:
+    small_masks.write(project.root, rows=5)
+    words = f"decoder={decoder}", "backbone=resnet18", "image_size=32", "fold=full"
+    ended = project.run("stage=train", *words)
+    assert ended.code == 0, ended.err
+    alone = project.run("stage=train", *words, "batch_size=1", "run=alone")
+    assert alone.code == 2
+    assert "batch_size=1; set batch_size=2 or more" in alone.err
 
 
 def test_stages_before_training_look_at_masks(project) -> None:

@@ -8,6 +8,7 @@ widths of decoders are per step, coarse to fine, for backbones that begin at hal
 map as large as the image need no last step, and those with fewer steps take the last of the list. All take aux: a head
 of labels on the coarsest map, which learns whether a plane is anywhere in the image (train.presence weighs its loss);
 for prediction the probability of a plane's pixels is multiplied by that of the plane, so that a cut's gate sees both.
+The fact ``several`` says that a batch of one image cannot train it.
 """
 
 from __future__ import annotations
@@ -132,6 +133,7 @@ def pspnet(
 
 @part(
     source="Chen et al. 2018, DeepLabV3+; smp",
+    several=True,
     allowed={"width": (1, None), "rates": (1, None), "stride": (8, 16), "dropout": (0, 0.99)},
 )
 def deeplab_v3_plus(
@@ -195,7 +197,7 @@ def segformer(encode: Encode, outputs: int, *, width: int = 256, aux: bool = Fal
     return _segmenter(encoder, _Decoder(decoder, encoder), [nn.Conv2d(width, outputs, 1)], outputs, aux)
 
 
-@part(source="Xiao et al. 2018; smp", allowed={"width": (1, None)})
+@part(source="Xiao et al. 2018; smp", several=True, allowed={"width": (1, None)})
 def upernet(encode: Encode, outputs: int, *, width: int = 256, aux: bool = False) -> Segmenter:
     """A pyramid of the backbone's maps under PSPNet's means over parts of the image, all joined at the end.
 

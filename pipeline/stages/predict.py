@@ -28,14 +28,17 @@ def run(config: Config) -> list[Outcome]:
     run = Run(run.as_trained(), run.name)
     task = task_for(run.config, run.competition)  # with the clusters that it learned
     check_levels(run.config)
-    auto = run.config.level == "auto"
-    if auto:
+    how = ""
+    if run.config.level == "auto":
         from pipeline import levels
 
-        run = Run(replace(run.config, level=str(levels.choose(run, task))), run.name)
+        level, honest = levels.choose(run, task)
+        run = Run(replace(run.config, level=str(level)), run.name)
+        how = f"level {level}, chosen by OOF score against operations; {honest}, each fold at the others' choice"
     reused = [predict(run, task, held_out) for held_out in run.asked()]
     ended = report(run, task, time.perf_counter() - began, all(reused))
-    how = f"level {run.config.level}, chosen by OOF score against operations" if auto else ""
+    if how:
+        say(f"  {how}")
     return [dataclasses.replace(ended, note="; ".join(filter(None, [ended.note, how])))]
 
 

@@ -173,8 +173,13 @@ def _check_spatial(config: Config, spatial: bool) -> None:
         "train.hard": config.train.hard,
         "data.box": ",".join(config.data.box),
         "pseudo.crossfit": "true" if config.pseudo.crossfit else "",
-        "mix": "" if registry.parse(config.mix).name == "none" else config.mix,
-        "merge": "" if registry.parse(config.merge).name == "mean" else config.merge,
+        "data.skip_broken": "true" if config.data.skip_broken else "",
+        "pool": _but(config.pool, "avg()"),
+        "head": _but(config.head, "linear()"),
+        "mix": _but(config.mix, "none()"),
+        "merge": _but(config.merge, "mean()"),
+        "stack.choose": "" if config.stack.choose == "auto" else config.stack.choose,
+        "stack.decisions": "" if config.stack.decisions == ["all"] else ",".join(config.stack.decisions),
     }
     wrong = next((f"{key}={value}" for key, value in (never if spatial else only).items() if value), "")
     if wrong:
@@ -185,6 +190,11 @@ def _check_spatial(config: Config, spatial: bool) -> None:
             f"decoder={config.decoder} learns by aux=true which planes are empty, but each pixel of task={config.task} "
             "has one class; leave aux out"
         )
+    if decoder and registry.facts("decoders", decoder).get("several") and config.batch_size < 2:
+        raise UserError(
+            f"decoder={config.decoder} normalises means over whole images, which a batch of one image has not, but "
+            f"batch_size={config.batch_size}; set batch_size=2 or more"
+        )
     moves = {name for name, part in registry.parts("preprocesses").items() if part.facts.get("moves")}
     for call in config.data.preprocess if spatial else ():
         if registry.parse(call).name in moves:
@@ -193,6 +203,11 @@ def _check_spatial(config: Config, spatial: bool) -> None:
                 f"data.preprocess={call} moves pixels, and the masks of task={config.task} would not follow; those "
                 f"that fit: {fits}"
             )
+
+
+def _but(call: str, plain: str) -> str:
+    """A call-string, empty if it says nothing but the default."""
+    return "" if registry.parse(call) == registry.parse(plain) else call
 
 
 def _takes_aux(config: Config) -> bool:
