@@ -122,7 +122,7 @@ def _load(
     found = _images(folder, data, data.test_images, test_table, data.test_csv)
     if data.gallery:
         more, place, called = queries.gallery(folder, data, test_table[data.id].tolist())
-        found += _images(folder, data, place, more.assign(**{data.id: called}), data.gallery)
+        found += _images(folder, data, place, more.assign(**{data.image or data.id: called}), data.gallery)
         test_table = pd.concat([test_table, more], ignore_index=True).fillna("")
     test = pd.DataFrame({"id": test_table[data.id], "file": found}, dtype=str)
     both = train.merge(test, on=["id", "file"])["id"]
@@ -207,7 +207,12 @@ def _images_of(folder: Path, place: str) -> list[str]:
 
 def _images(folder: Path, data: Data, place: str, table: pd.DataFrame, csv: str) -> list[str]:
     """The image of each row of a table, with its box where data.box names one."""
-    found = files.resolve(folder, place, table[data.id].tolist(), data.files)
+    if data.image and data.image not in table.columns:
+        raise UserError(
+            f"{csv or 'the sample submission'} has no column {data.image!r} (data.image); "
+            + ("correct it" if csv else "give data.test_csv=FILE, which has")
+        )
+    found = files.resolve(folder, place, table[data.image or data.id].tolist(), data.files)
     if not data.box:
         return found
     if len(data.box) != 4:

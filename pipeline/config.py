@@ -68,6 +68,9 @@ class Data:
     train_images: str = option("train_images", "folder (or zip) of the training images, in data.folder", scope="run")
     test_images: str = option("test_images", "folder (or zip) of the test images, in data.folder", scope="run")
     id: str = option("id", "column of the image ids, in train and test tables", scope="run")
+    image: str = option(
+        "", "column of the images' names, in train and test tables, where ids are none; empty: data.id", scope="run"
+    )
     files: list[str] = option(
         [], "an image's files, such as {id}.png; several are the channels of one image; empty: found by id", scope="run"
     )

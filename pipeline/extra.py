@@ -42,9 +42,10 @@ def load(config: Config, competition: Competition) -> Extra | None:
         return None
     path = find(config, competition)
     data = config.data
-    table = read_table(path, {data.id: "data.id", **dict.fromkeys(data.target, "data.target")}, key="data.extra")
+    needed = {data.id: "data.id", **({data.image: "data.image"} if data.image else {})}
+    table = read_table(path, needed | dict.fromkeys(data.target, "data.target"), key="data.extra")
     check_ids(table[data.id], shown(path))
-    found = files.resolve(path.parent, "", table[data.id].tolist(), data.files)
+    found = files.resolve(path.parent, "", table[data.image or data.id].tolist(), data.files)
     copies = np.array(_copies(config, competition, path.parent, found), dtype=bool)
     if copies.all():
         raise UserError(f"data.extra={data.extra}: every image is a copy of one of the competition's own; leave it out")

@@ -100,7 +100,7 @@ def gallery(folder: Path, data: Data, ids: Sequence[str]) -> tuple[pd.DataFrame,
         table = read_table(folder / name, {data.id: "data.id"}, key="data.gallery")
         own = name.partition(".")[0]
         place = own if (folder / own).is_dir() or (folder / f"{own}.zip").is_file() else data.test_images
-        called = table[data.id].tolist()
+        called = table[data.image if data.image in table.columns else data.id].tolist()
     else:
         place, called = name, _images_of(folder, data)
         bare = [file.rpartition("/")[2] for file in called]

@@ -507,6 +507,19 @@ def pool(root: Path) -> Path:
     return root
 
 
+def postings(root: Path) -> Path:
+    """A pool whose ids are no images: a column of both tables names these, some of them twice."""
+    train, test = [f"train_{name}" for name in _ids(32)], [f"test_{name}" for name in _ids(6, 100)]
+    names = [f"{row // 9 + row:032x}" for row in range(38)]
+    _shown(root, (("train_images", names[:32]), ("test_images", names[32:])))
+    head = "posting_id,image,title,label_group"
+    rows = [(one, f"{names[r - (r == 8)]}.png", f"t{r % 5}", 7 * (r % 8)) for r, one in enumerate(train)]
+    table(root / "train.csv", head, [*rows[:-1], (train[-1], rows[23][1], "t1", rows[23][3])])
+    table(root / "test.csv", head[:22], ((one, f"{name}.png", "t") for one, name in zip(test, names[32:], strict=True)))
+    table(root / "sample_submission.csv", "posting_id,matches", ((name, name) for name in test))
+    return root
+
+
 def index(root: Path) -> Path:
     """Test images that search a folder of others, deep in it, which the sample alone tells."""
     train, test, searched = _ids(32), _ids(4, 100), _ids(9, 200)
@@ -578,7 +591,8 @@ MASKS: dict[str, Callable[[Path], Path]] = {
 
 
 SEARCHES: dict[str, Callable[[Path], Path]] = {
-    form.__name__: form for form in (matches, pool, index, searched_folders, searched_tables, new_whale, new_individual)
+    form.__name__: form
+    for form in (matches, pool, postings, index, searched_folders, searched_tables, new_whale, new_individual)
 }
 
 

@@ -103,6 +103,14 @@ def test_nothing_here_imports_torch() -> None:
     assert answer.stdout == "light\n", answer.stderr
 
 
+def test_a_column_may_name_the_images(whales: Path) -> None:
+    small_competition.table(whales / "train.csv", "id,label,file", [("x", "cat", "000a"), ("y", "dog", "000a.png")])
+    small_competition.table(whales / "test.csv", "id,file", [("z", "003.png")])
+    found = load(small_competition.config(data__image="file", data__test_csv="test.csv"))
+    assert found.train.to_numpy().tolist() == [["x", "train_images/000a.png"], ["y", "train_images/000a.png"]]
+    assert found.test.to_numpy().tolist() == [["z", "test_images/003.png"]]
+
+
 # --- what does not ------------------------------------------------------------------------------------------------
 
 
@@ -135,6 +143,12 @@ def test_a_missing_column_names_those_there_and_the_nearest(whales: Path) -> Non
     fails("'labels'", "data.target=labels", "id, label", "did you mean label", data__target=["labels"])
     fails("'image_id'", "data.id=image_id", data__id="image_id")
     fails("'pod'", "data.group=pod", data__group="pod")
+
+
+def test_a_column_of_images_must_be_in_both_tables(whales: Path) -> None:
+    fails("train.csv has no column 'file' (data.image); correct it", data__image="file")
+    small_competition.table(whales / "train.csv", "id,label,file", [("x", "cat", "000a"), ("y", "dog", "001a")])
+    fails("sample submission has no column 'file' (data.image); give data.test_csv", data__image="file")
 
 
 def test_duplicate_ids_are_named_five_at_most(whales: Path) -> None:

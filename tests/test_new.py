@@ -977,6 +977,36 @@ def test_the_same_names_in_train_and_test_are_told_apart_by_the_folder(project):
     assert (data.train_images, data.test_images) == ("train", "test")
 
 
+def named_apart(project):
+    """A folder whose ids are numbers and whose images are named by a column of both tables."""
+    folder = drawn.write("plain", project.root / "data")
+    sample = pd.read_csv(folder / "sample_submission.csv", dtype=str)
+    for name, rows in (("train", pd.read_csv(folder / "train.csv", dtype=str)), ("test", sample[["id"]])):
+        rows = rows.rename(columns={"id": "file"})
+        rows.insert(0, "id", [f"{name}-{row}" for row in range(len(rows))])
+        rows.to_csv(folder / f"{name}.csv", index=False)
+        ids = rows["id"]
+    sample.assign(id=ids).to_csv(folder / "sample_submission.csv", index=False)
+    return folder
+
+
+def test_a_column_may_name_the_images_where_ids_do_not(project):
+    named_apart(project)
+    ended = new(project, "plain")
+    assert ended.code == 0, ended.err
+    config = settings.compose({"competition": "plain"})
+    assert (config.data.id, config.data.image, config.data.test_csv) == ("id", "file", "test.csv")
+    assert load(config).test.iloc[0].tolist() == ["test-0", "test_images/91963x.png"]
+    assert "id, images by file" in ended.out
+    assert new(project, "plain", "data.image=file", "overwrite=true").code == 0
+    assert "data.image=files" in refused(project, "plain", "data.image=files")
+
+
+def test_without_a_table_that_says_which_images_ids_are_it_is_asked_for(project):
+    (named_apart(project) / "test.csv").unlink()
+    assert "names none of the 30 images" in refused(project, "plain")
+
+
 def test_names_that_differ_between_train_and_test_are_refused(project):
     placed(project, "train/train_{}.png".format, "test/test_{}.png".format)
     assert "train_{id}.png, those of sample_submission.csv test_{id}.png" in refused(project, "placed")

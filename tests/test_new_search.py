@@ -22,6 +22,11 @@ EXPECTED = {
         "task": "retrieval(itself=True)", "metric": "mean_average_precision(k=20)", "data.target": ["label_group"],
         "data.group": "", "data.role": "", "data.gallery": "", "folds.count": 4, "folds.method": "identity_kfold()",
     },
+    "postings": {
+        "task": "retrieval(itself=True)", "data.id": "posting_id", "data.image": "image", "data.files": [],
+        "data.target": ["label_group"], "data.test_csv": "test.csv", "data.group": "",
+        "data.test_images": "test_images",
+    },
     "index": {
         "task": "retrieval()", "metric": "mean_average_precision(k=3)", "data.target": ["landmark_id"],
         "data.gallery": "index", "data.test_images": "test", "data.train_images": "train", "data.test_csv": "",
@@ -37,7 +42,8 @@ EXPECTED = {
     },
 }  # fmt: skip
 SEARCHED = {  # queries, and all test rows
-    "matches": (3, 8), "pool": (6, 6), "index": (4, 13), "searched_folders": (3, 10), "searched_tables": (3, 10),
+    "matches": (3, 8), "pool": (6, 6), "postings": (6, 6), "index": (4, 13), "searched_folders": (3, 10),
+    "searched_tables": (3, 10),
 }  # fmt: skip
 
 

@@ -150,6 +150,29 @@ def find_id(name: str, table: pd.DataFrame, files: Files, sample: pd.DataFrame |
     return str(given or _best(table, files, sample)[0])
 
 
+def find_image(name: str, tables: dict[str, pd.DataFrame], files: Files, sample: str, draft: Draft) -> tuple[str, str]:
+    """The columns of the ids and of the images' names of the training table, where these are two; else two blanks.
+
+    The sample's ids are then no images, and another table with both columns says which images they are.
+    """
+    table, asked = tables[name], tables.get(sample)
+    first = str(draft.given.get("data.id") or ("" if asked is None else asked.columns[0]))
+    given = draft.given.get("data.image", "")
+    if given and given not in table.columns:
+        raise UserError(f"data.image={given}, but {name} has the columns {some(table.columns, 20)}")
+    image, share = (given, 1.0) if given else _best(table, files, None)
+    if given and first in table.columns:
+        return first, given
+    if first in ("", image) or first not in table.columns or share < COVERED or not table[first].is_unique:
+        return "", ""
+    wanted = set() if asked is None else set(asked.iloc[:, 0])
+    others = [
+        other for key, other in tables.items() if key not in (name, sample) and {first, image} <= {*other.columns}
+    ]
+    told = any(wanted <= set(other[first]) for other in others)
+    return (first, image) if told and files.share(table[first].tolist()) <= FEW else ("", "")
+
+
 def class_folders(files: Files) -> str | None:
     """The folder whose folders are the classes: the training one, or the competition's own; None if there is none."""
     folders = files.folders("train")

@@ -23,7 +23,7 @@ from pipeline.discover.matching import (
     missing,
     nothing_fits,
 )
-from pipeline.discover.roles import FEW, SAMPLES, class_folders, find_id, find_sample, find_train, said
+from pipeline.discover.roles import FEW, SAMPLES, class_folders, find_id, find_image, find_sample, find_train, said
 from pipeline.errors import UserError, some
 from pipeline.files import resolve
 from pipeline.patterns import COVERED
@@ -47,6 +47,12 @@ class Rows:
     tested: Match = field(default_factory=lambda: Match("", [], []))
     extras: dict[str, str] = field(default_factory=dict)
     by_folder: bool = False
+    image: str = ""
+
+    @property
+    def named(self) -> str:
+        """The column that names images, in the tables of training and test."""
+        return self.image or self.id
 
     @property
     def answers(self) -> list[str]:
@@ -58,7 +64,7 @@ class Rows:
         """The image of each training row, as the loader will find it; UserError where it would not."""
         if self.by_folder:
             return self.matched.files
-        ids = self.table[self.id].tolist()
+        ids = self.table[self.named].tolist()
         return list(resolve(self.folder.path, self.matched.folder, ids, self.matched.patterns))
 
     @property
@@ -67,6 +73,13 @@ class Rows:
         if self.test_table is not None:
             return self.test_table[self.id].drop_duplicates().tolist()
         return [] if self.sample_table is None else self.sample_table.iloc[:, 0].drop_duplicates().tolist()
+
+    @property
+    def test_names(self) -> list[str]:
+        """What names the images of the test rows, each id's once."""
+        if self.image and self.test_table is not None:
+            return self.test_table.drop_duplicates(self.id)[self.image].tolist()
+        return self.test_ids
 
 
 def find_rows(folder: Folder, draft: Draft, listed: str | None = None) -> Rows:
@@ -91,7 +104,8 @@ def find_rows(folder: Folder, draft: Draft, listed: str | None = None) -> Rows:
         rows = _by_folder(folder, files, draft)
     else:
         table = tables[train]
-        rows = Rows(folder, files, table, find_id(train, table, files, sample_table, draft), train)
+        id_, image = find_image(train, tables, files, sample, draft)
+        rows = Rows(folder, files, table, id_ or find_id(train, table, files, sample_table, draft), train, image=image)
         _match_train(rows, draft)
     rows.sample, rows.sample_table = sample, sample_table
     rows.test = given["data.test_csv"] if "data.test_csv" in given else _test(rows, draft)
@@ -119,14 +133,15 @@ def _test(rows: Rows, draft: Draft) -> str:
     fits = []
     for name, table in others.items():
         named = bool(said(name) & {"test", "testing", *QUERIES}) and not said(name) & SAMPLES
-        if rows.id not in table.columns:
-            draft.notes += [f"{name} has no column {rows.id}: not used"] * named
+        lacks = next((one for one in (rows.id, rows.named) if one not in table.columns), "")
+        if lacks:
+            draft.notes += [f"{name} has no column {lacks}: not used"] * named
             continue
         if not wanted <= set(table[rows.id]):
             draft.notes += [f"{name} lacks ids of {rows.sample}: not used, the sample's ids are the test rows"] * named
             continue
         same = bool(wanted) and set(table[rows.id]) == wanted
-        if ((named or same) and column_share(table, rows.id, rows.files) > FEW) or (named and rows.matched.patterns):
+        if ((named or same) and column_share(table, rows.named, rows.files) > FEW) or (named and rows.matched.patterns):
             fits.append((same, named, len(table), name))
     return max(fits)[-1] if fits else ""
 
@@ -149,14 +164,14 @@ def _extras(rows: Rows) -> dict[str, str]:
 
 def _match_train(rows: Rows, draft: Draft) -> None:
     where = shown(rows.folder.path / rows.train)
-    ids = rows.table[rows.id].tolist()
+    ids = rows.table[rows.named].tolist()
     empty = [place + 2 for place, name in enumerate(ids) if not name.strip()]
     if empty:
-        raise UserError(f"{where}: no {rows.id} in lines {some(empty)}; fill in the ids or remove the rows")
+        raise UserError(f"{where}: no {rows.named} in lines {some(empty)}; fill in the ids or remove the rows")
     leaving(ids, where)
     found = match(ids, rows.files, "train", draft.given.get("data.train_images"), draft.given.get("data.files", ()))
     if found.found <= FEW * len(ids):
-        raise nothing_fits(rows.folder.path, rows.train, rows.id, ids, rows.files)
+        raise nothing_fits(rows.folder.path, rows.train, rows.named, ids, rows.files)
     if found.found < len(ids):
         raise missing(rows.folder.path, rows.train, ids, found)
     rows.matched = found
@@ -164,7 +179,7 @@ def _match_train(rows: Rows, draft: Draft) -> None:
 
 def _match_test(rows: Rows, draft: Draft) -> None:
     given = draft.given.get("data.test_images")
-    ids = rows.test_ids
+    ids = rows.test_names
     if not ids:
         rows.tested = _unlabelled(rows, given)
         if rows.matched.patterns:
@@ -178,12 +193,12 @@ def _match_test(rows: Rows, draft: Draft) -> None:
     found = match(ids, rows.files, "test", given, rows.matched.patterns or draft.given.get("data.files", ()))
     if found.found <= FEW * len(ids):
         _several_rows_an_image(rows, ids)
-        id_ = rows.id if rows.test else str(rows.sample_table.columns[0])  # type: ignore[union-attr]
+        id_ = rows.named if rows.test else str(rows.sample_table.columns[0])  # type: ignore[union-attr]
         raise nothing_fits(rows.folder.path, table, id_, ids, rows.files)
     if found.found < len(ids):
         raise missing(rows.folder.path, table, ids, found)
     if found.patterns != rows.matched.patterns:
-        both = match(rows.table[rows.id].tolist(), rows.files, "train", rows.matched.folder, found.patterns)
+        both = match(rows.table[rows.named].tolist(), rows.files, "train", rows.matched.folder, found.patterns)
         if both.patterns != found.patterns:
             raise UserError(
                 f"the files of {rows.train or 'the training images'} are called "
@@ -271,7 +286,7 @@ def _settle(rows: Rows, draft: Draft) -> None:
 
 
 def _settle_ids(rows: Rows, draft: Draft) -> None:
-    ids = rows.table[rows.id]
+    ids = rows.table[rows.named]
     example = "" if len(ids.iloc[0]) > 30 else f"{ids.iloc[0]} is {rows.matched.files[0]}"
     if rows.by_folder:
         draft.set("data.id", rows.id, f"a path below {rows.matched.folder}, such as {ids.iloc[0]}")
@@ -279,7 +294,9 @@ def _settle_ids(rows: Rows, draft: Draft) -> None:
     sure = "" if ids.is_unique else f"; {int(ids.duplicated().sum())} rows repeat an id"
     patterns = rows.matched.patterns
     how = "its cells are in the files' names" if patterns else "its cells are the images' names"
-    draft.set("data.id", rows.id, f"{how}{': ' if example else ''}{example}{sure}")
+    if rows.image:
+        draft.set("data.id", rows.id, "what the sample asks for; another column names the images")
+    draft.set("data.image" if rows.image else "data.id", rows.named, f"{how}{': ' if example else ''}{example}{sure}")
     if patterns or "data.files" in draft.given:
         one = f"how the files are called: {example}"
         draft.set("data.files", patterns, one if len(patterns) < 2 else "an image is all of these, as its channels")

@@ -188,7 +188,11 @@ def _gallery(rows: Rows, lists: pd.Series, role: str) -> str:
         return ""
     for name, table in sorted(rows.folder.tables.items()):
         other = name not in (rows.train, rows.test, rows.sample) and rows.id in table.columns
-        if other and said(name) & queries.GALLERY and _lie_there(rows, name, table[rows.id].tolist()):
+        if (
+            other
+            and said(name) & queries.GALLERY
+            and _lie_there(rows, name, table[rows.named if rows.named in table else rows.id].tolist())
+        ):
             return name
     return _answered(rows, beyond) or _named(rows)
 

@@ -14,6 +14,7 @@ from pipeline.discover.looks import Looks
 from pipeline.discover.rows import Rows
 from pipeline.discover.targets import Target
 
+MODELS = "files of configs/model/; the quick recipe takes the first"
 SMALL = 64  # images up to this side stay at their own size, and train from random weights
 USUAL = 224
 FOLDS = 5
@@ -27,22 +28,22 @@ EACH = 4  # images of an identity in a batch, or more
 def settle_training(rows: Rows, target: Target, looks: Looks, draft: Draft) -> None:
     """Folds, models, size, batch, epochs, rate and augmentation."""
     folds = _settle_folds(rows, target, draft)
-    spatial = bool(target.facts.get("spatial"))
+    spatial, open_set = bool(target.facts.get("spatial")), bool(target.facts.get("open_set"))
     small = _settle_size(looks, draft) <= SMALL if not spatial else True
     if spatial:
         mask_settings.settle_sizes(looks, draft)
         mask_settings.settle_models(draft)
     elif small:
-        draft.set("models", ["small_image", "resnet18"], "files of configs/model/; the quick recipe takes the first")
+        draft.set("models", ["small_image", "resnet18"], f"{MODELS}{'; reid_small: the strong baseline' * open_set}")
         draft.set("pretrained", False, "small images: from random weights, so nothing is downloaded")
     else:
-        draft.set("models", ["resnet18", "effnet_b0"], "files of configs/model/; the quick recipe takes the first")
+        draft.set("models", ["resnet18", "effnet_b0"], f"{MODELS}{'; reid_resnet50: the strong baseline' * open_set}")
         draft.set(
             "pretrained", True, "timm's weights, downloaded once; without a network pretrained=false, or weights=FILE"
         )
     rows_learned = len(rows.table) * (1 - 1 / folds) * int(draft.value("tiles.repeat", 1))
     batch = batch_size(rows_learned, MOST_BATCH if draft.value("image_size") <= 128 else LARGE_BATCH)
-    if target.facts.get("open_set"):
+    if open_set:
         batch = _settle_pairs(rows, target, draft.given.get("batch_size", batch), folds, draft)
     steps = max(1, int(rows_learned // draft.given.get("batch_size", batch)))
     draft.set("batch_size", batch, f"{steps} steps an epoch of {rows_learned:.0f} {'images' if spatial else 'rows'}")

@@ -17,7 +17,7 @@ def settle_sides(rows: Rows, target: Target, search: Search | None, draft: Draft
     """Groups, folds and features; UserError for a column of the command line that is not there."""
     for key in ("data.group", "data.camera", "data.order", "data.holdout", "data.features"):
         _check_given(rows, draft, key)
-    taken = {rows.id, *target.columns, *(draft.value("data.box") or [])}
+    taken = {rows.id, rows.named, *target.columns, *(draft.value("data.box") or [])}
     group = settle_search(search, rows, target, draft) if search else _settle_group(rows, taken, draft)
     _settle_folds_columns(rows, taken | {group}, draft)
     if not search and not target.facts.get("spatial"):  # level 2 of maps and of searches has no side features
@@ -56,7 +56,7 @@ def _settle_group(rows: Rows, taken: set[str], draft: Draft) -> str:
 
 def _prefixes(rows: Rows, draft: Draft) -> None:
     """Ids such as P003_17 whose beginnings come back."""
-    ids = rows.table[rows.id].str.rpartition("/")[2]
+    ids = rows.table[rows.named].str.rpartition("/")[2]
     heads = ids.str.extract(r"^(.*[A-Za-z0-9])[_-][A-Za-z]*\d+(?:\.\w+)?$")[0]
     if rows.by_folder or heads.isna().any():
         return

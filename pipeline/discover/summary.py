@@ -86,7 +86,11 @@ def _entries(found: Discovery) -> list[tuple[str, ...]]:
         ("task", found.target.task, _why(found, "task")),
         ("metric", str(draft.value("metric")), _why(found, "metric")),
         ("target", _short(found.target.columns), ""),
-        ("ids", rows.id if not rows.by_folder else "the paths", ids),
+        (
+            "ids",
+            "the paths" if rows.by_folder else f"{rows.id}, images by {rows.image}" if rows.image else rows.id,
+            ids,
+        ),
         ("answer", found.answer, rows.sample),
         ("folds", folds, _why(found, "data.group") or _why(found, "folds.count")),
         ("box", ", ".join(draft.value("data.box") or []), _why(found, "data.box")),

@@ -15,9 +15,9 @@ from pipeline.errors import UserError
 WIDTH = 120
 FIRST = ("task", "metric", "loss", "symmetry")
 DATA = (
-    "folder", "train_csv", "test_csv", "sample", "train_images", "test_images", "gallery", "id", "files", "role",
-    "target", "separator", "answers", "group", "camera", "order", "holdout", "reader", "channels", "box", "box_form",
-    "margin", "resize", "features", "tables",
+    "folder", "train_csv", "test_csv", "sample", "train_images", "test_images", "gallery", "id", "image", "files",
+    "role", "target", "separator", "answers", "group", "camera", "order", "holdout", "reader", "channels", "box",
+    "box_form", "margin", "resize", "features", "tables",
 )  # fmt: skip
 LAST = ("models", "pretrained", "image_size", "batch_size", "epochs", "lr", "augment")
 DIFF_LINES = 30

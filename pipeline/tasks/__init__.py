@@ -172,6 +172,7 @@ def _check_spatial(config: Config, spatial: bool) -> None:
         "data.extra": config.data.extra,
         "train.hard": config.train.hard,
         "data.box": ",".join(config.data.box),
+        "data.image": config.data.image,
         "pseudo.crossfit": "true" if config.pseudo.crossfit else "",
         "data.skip_broken": "true" if config.data.skip_broken else "",
         "pool": _but(config.pool, "avg()"),
