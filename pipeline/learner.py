@@ -56,12 +56,13 @@ class Learner(nn.Module):
         images, batch = at_size(self.network.prepare(batch.images), batch)
         if self.mix is not None:
             images, batch = self._mixed(images, batch, generator)
-        if self.pairs or self.measures or self.relates:
+        related = self.relates and batch.soft is not None
+        if self.pairs or self.measures or related:
             vectors = self.network.vectors(images)
             lengths = self.network.head.lengths(vectors) if self.measures else None
             rows = self.share * self._answers(self.network.answers(vectors), batch, lengths)
             rows = rows + self._compared(vectors, batch) if self.pairs else rows
-            rows = self._related(rows, vectors, batch) if self.relates else rows
+            rows = self._related(rows, vectors, batch) if related else rows
         elif self.auxiliary is None:
             rows = self._answers(self.network.outputs(images), batch)
         else:
@@ -95,8 +96,8 @@ class Learner(nn.Module):
 
     def _related(self, rows: torch.Tensor, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The losses of B rows and, by their shares, how far the embeddings' relations are from a teacher's."""
-        if batch.soft is None or batch.share is None:
-            return rows
+        assert batch.soft is not None
+        assert batch.share is not None
         with uncounted(self.network.head):
             views = self.network.embeddings(vectors).split(len(rows))
         each = [self.distil(one, batch.soft, temperature=self.temperature) for one in views]

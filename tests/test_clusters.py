@@ -235,6 +235,11 @@ def test_the_usual_threshold_is_the_tasks(drawn):
     assert compose({"competition": "drawn", "pseudo.threshold": "0.7,0.6"}).pseudo.threshold == [0.7, 0.6]
 
 
+def test_an_auxiliary_classifier_has_no_embedding_to_teach(drawn, capsys):
+    assert main(["stage=distill", "auxiliary=middle()", "pairs="]) == 2
+    assert "leave it out to distil" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("source", ["oof", "pair"])
 def test_teachers_of_several_spaces_are_refused(source, drawn, capsys):
     assert main(["stage=distill", f"distill.source={source}"]) == 2

@@ -150,6 +150,14 @@ def test_a_batch_without_any_known_class_is_no_fault(drawn):
     assert torch.isfinite(loss)
 
 
+def test_an_auxiliary_classifier_learns_where_no_teacher_is(drawn):
+    given = batch_of([0, 0, 1, 1, 2, 2], [0.5] * 6)
+    alone = Batch(given.images, given.targets, given.weights)
+    without, with_ = (learner_of(drawn, pairs=[], auxiliary=call) for call in ("none()", "middle()"))
+    draw = np.random.default_rng(0)
+    assert with_(alone, draw).detach() > without(alone, draw).detach()
+
+
 def test_the_neck_counts_a_batch_once(drawn):
     given = batch_of([0, 0, 1, 1, 2, 2], [0.5] * 6)
     taught, plain = learner_of(drawn), learner_of(drawn)

@@ -250,6 +250,11 @@ def _check_open_set(config: Config, open_set: bool) -> None:
         check_rerankings(config.rerankings)
     if open_set and config.pseudo.crossfit:
         raise UserError(f"pseudo.crossfit=true mixes members, which task={config.task} cannot compare; leave it out")
+    taught = config.train.soft or config.stage == "distill"
+    if open_set and taught and registry.parse(config.auxiliary).name != "none":
+        raise UserError(
+            f"auxiliary={config.auxiliary} has no embedding for a teacher of task={config.task}; leave it out to distil"
+        )
     if open_set and config.distill.source != "member":
         raise UserError(
             f"distill.source={config.distill.source} has several members label a student's rows, whose embeddings "
