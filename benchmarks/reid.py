@@ -171,7 +171,7 @@ class Bench:
         command += [f"--folds={self.folds}", f"--width={self.width}", "--child", *words, *["--views"] * (step == FULL)]
         with log.open("w", encoding="utf-8") as handle:
             code = subprocess.run(command, stdout=handle, stderr=subprocess.STDOUT).returncode
-        if code in (130, -2, -15):
+        if code == 130 or code < 0:  # killed: no verdict on the step
             raise KeyboardInterrupt
         path = self.path(step, seed)
         facts = {"seed": seed, "settings": words, "precision": {}, "first": {}, "seconds": {}, "failed": ""}
