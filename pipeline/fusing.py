@@ -48,11 +48,12 @@ def fused(values: Sequence[np.ndarray], weights: Sequence[float] | np.ndarray) -
 class Way(Candidate):
     """One way to make one search of several runs'.
 
-    nested: (N, D) embeddings, each part's without its own labels. weights: (M,), fitted on all rows. last: call-strings
-    of re-rankings that belong to the way.
+    nested: (N, D) embeddings, each part's without its own labels. runs: places of those whose columns these are.
+    weights: (M,), fitted on all rows. last: call-strings of re-rankings that belong to the way.
     """
 
     nested: np.ndarray = field(repr=False)
+    runs: tuple[int, ...]
     weights: np.ndarray
     last: tuple[str, ...] = ()
 
@@ -76,9 +77,9 @@ class Level2:
         return f"{self.chosen.call} + {self.decided.call}" if self.decided.calls else self.chosen.call
 
     def test(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        """(n, D) float32 of all runs' test embeddings, each with its members side by side; runs without weight drop."""
-        used = np.flatnonzero(self.chosen.weights)
-        return fused([values[place] for place in used], self.chosen.weights[used])
+        """(n, D) float32 of all runs' test embeddings (n, D_m), each with its members side by side."""
+        runs = list(self.chosen.runs)
+        return fused([values[place] for place in runs], self.chosen.weights[runs])
 
     def facts(self) -> dict[str, Any]:
         """What ``level2.json`` holds; settings: with which a submission is made of the test embeddings."""
@@ -163,7 +164,7 @@ def build(
         wanted.discard("ranks")  # which could not follow
     ways, looked_at = candidates(oof, wanted)
     chosen, reason = _chosen(ways, oof, choose)
-    chains, notes = _chains(oof, decisions, rerankings)
+    chains, notes = _chains(oof, chosen, decisions, rerankings)
     tried, settings = reranking.candidates(oof.pools, chosen.nested, oof.parts, chains, chosen.last)
     if "weights" in wanted and not oof.apart and len(oof.names) > 1:
         notes.append("weights are left out: a single fold is a single pool, whose rows have one embedding")
@@ -171,11 +172,15 @@ def build(
     return Level2(oof.names, ways, chosen, reason, tried, decided, looked_at + settings, notes)
 
 
-def _chains(oof: Oof, decisions: Sequence[str], rerankings: Sequence[str]) -> tuple[list[tuple[str, ...]], list[str]]:
-    """What is tried behind the chosen way, and what the user must know of it."""
+def _chains(
+    oof: Oof, chosen: Way, decisions: Sequence[str], rerankings: Sequence[str]
+) -> tuple[list[tuple[str, ...]], list[str]]:
+    """What is tried behind the chosen way, and what the user must know of it; whitening is each member's own."""
     if rerankings:
         return [tuple(registry.complete("rerankings", call) for call in rerankings)], []
-    chains, pools = reranking.asked(decisions), oof.pools
+    whitening = str(Call("whitening", {"widths": [oof.members[place].shape[1] for place in chosen.runs]}))
+    chains = [tuple(whitening if call == "whitening" else call for call in one) for one in reranking.asked(decisions)]
+    pools = oof.pools
     if len(chains) > 1 and pools.largest > reranking.LARGEST:
         return chains[:1], [
             f"re-rankings are left out: a fold has {pools.largest:,} rows, more than {reranking.LARGEST:,}; "
@@ -231,7 +236,8 @@ def candidates(oof: Oof, wanted: Collection[str]) -> tuple[list[Way], int]:
 
 def _way(oof: Oof, call: str, values: np.ndarray, weights: np.ndarray, last: tuple[str, ...] = ()) -> Way:
     added = oof.pools.added(values, last, range(len(oof.pools.rows)))
-    return Way(call, added, reranking.score(added, oof.parts), 0.0, 0.0, values, weights, last)
+    runs = tuple(np.flatnonzero(weights).tolist()) if call in oof.names else tuple(range(len(weights)))
+    return Way(call, added, reranking.score(added, oof.parts), 0.0, 0.0, values, runs, weights, last)
 
 
 def _gain(oof: Oof, plain: Way, way: Way) -> dict[str, float]:
@@ -258,7 +264,7 @@ class Weights:
         self.known: dict[tuple[int, ...], np.ndarray] = {}
         self.cosines: list[np.ndarray] = []  # of each pool (M, q, n) float32
         for rows in self.pools.rows:
-            asked = rows[: min(reranking.QUERIES, max(1, HELD // len(rows)))]
+            asked = rows[: min(self.pools.drawn, max(1, HELD // len(rows)))]
             self.cosines.append(np.stack([own[asked] @ own[rows].T for own in oof.members]))
 
     def gain(self, counts: np.ndarray, rows: np.ndarray) -> float:

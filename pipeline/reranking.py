@@ -28,6 +28,7 @@ from pipeline.registry import Call
 NONE = "none"
 CHAINS = (  # the simplest first
     (NONE,),
+    ("whitening",),
     ("query_expansion",),
     ("database_augmentation",),
     ("database_augmentation", "query_expansion"),
@@ -35,7 +36,7 @@ CHAINS = (  # the simplest first
     ("query_expansion", "k_reciprocal"),
     ("diffusion",),
 )
-QUERIES = 500  # of a pool, that a search for settings asks at most
+QUERIES = 1000  # that a search for settings asks at most, of all pools together
 PAIRS = 250_000_000  # of rows, that one setting may compare in a search: other pools are then left out of it
 LARGEST = 15_000  # rows of a pool that is re-ranked again and again
 EQUAL = 1e-12  # gains that differ by less are equal
@@ -81,7 +82,7 @@ class Pools:
     """Rows that search one another, pool by pool; in each the drawn queries stand in front.
 
     truth: (N, 3) int64, identity, pool and camera (-1: none) of each row. rows: of each pool (n,) int64, in an order
-    that no label tells; a search for settings asks the first ``QUERIES`` of them.
+    that no label tells. drawn: how many of them, from the first on, a search for settings asks of each pool.
     """
 
     def __init__(self, truth: np.ndarray, metric: Metric, seed: int) -> None:
@@ -93,6 +94,7 @@ class Pools:
         for number in np.unique(pool):
             own = np.flatnonzero(pool == number)
             self.rows.append(np.random.default_rng([seed, len(self.rows), len(own)]).permutation(own))
+        self.drawn = -(-QUERIES // len(self.rows))
 
     def __len__(self) -> int:
         return len(self.identity)
@@ -130,7 +132,7 @@ class Pools:
         """The same of any searches, by the place of a pool."""
         found = np.full(len(self), np.nan)
         for place in places:
-            first = QUERIES if drawn else None
+            first = self.drawn if drawn else None
             found[self.rows[place][:first]] = self.judged(search(place), place, first)
         return found
 

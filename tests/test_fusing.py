@@ -108,6 +108,10 @@ def test_a_run_that_knows_nothing_gets_no_weight_and_the_better_run_is_found():
     weighted = next(way for way in made.candidates if way.call == "weights")
     assert weighted.weights[0] <= 0.2
     assert made.chosen.call == "run1"
+    assert made.chosen.runs == (1,)
+    assert weighted.runs == (0, 1), "a run without weight keeps its columns, as in some part it may have some"
+    again = fusing.build(oof(embedded(1, 50.0), embedded(2, 1.0)), ["weights"], ["whitening"])
+    assert again.tried[1].calls[0].startswith("whitening(widths=[16, 16]")
     test = [embedded(5, 1.0, 40), embedded(6, 1.0, 60)]
     np.testing.assert_allclose(made.test(test), test[1], atol=1e-6)
 
@@ -181,6 +185,23 @@ def test_what_follows_neighbours_of_neighbours_is_found_and_kept():
         ranking.check_rerankings(calls_)
 
 
+def test_whitening_of_each_member_is_found_where_all_images_share_a_direction():
+    def glaring(seed: int, width: int) -> np.ndarray:
+        shared = np.random.default_rng(seed).normal(size=(len(TRUTH), 2)) * 8
+        return unit(np.concatenate([shared, embedded(seed, 0.8, width)], axis=1))
+
+    members = [glaring(1, 6), glaring(2, 10)]
+    made = fusing.build(oof(*members), ["mean"], ["whitening"])
+    assert made.decided.gain > 5 * made.decided.gain_se > 0
+    assert made.decided.calls[0].startswith("whitening(widths=[8, 12], shrink=")
+    twice = made.test([np.tile(own, (1, 2)) / np.float32(math.sqrt(2)) for own in members])
+    [there, here] = [
+        ranking.reranked(Search(points, points, True), made.decided.calls).nearest(5)[1]
+        for points in (twice, made.chosen.nested)
+    ]
+    assert (there == here).mean() > 0.99, "two members that say the same answer as one"
+
+
 def test_the_nested_score_is_what_the_settings_of_the_other_parts_reach():
     truth = truth_of(each=6, images=14)
     learned = oof(on_arcs(truth), truth=truth)
@@ -245,7 +266,7 @@ def test_fused_ranks_stand_last():
     assert made.chosen.call == "ranks"
     assert made.reason == "as stack.choose=ranks asks"
     assert [one.call.partition("(")[0] for one in made.tried] == [
-        "none", "query_expansion", "database_augmentation", "database_augmentation"
+        "none", "whitening", "query_expansion", "database_augmentation", "database_augmentation"
     ]  # fmt: skip
     for one in made.tried:
         assert one.calls[-1] == "reciprocal_ranks(widths=[2, 3])"
@@ -297,8 +318,8 @@ def test_large_pools_are_not_re_ranked_again_and_again(monkeypatch):
 
 
 def test_a_search_asks_few_queries(monkeypatch):
+    monkeypatch.setattr(reranking, "QUERIES", 7 * FOLDS)
     learned = oof(embedded(1, 1.0))
-    monkeypatch.setattr(reranking, "QUERIES", 7)
     table = reranking.Table(learned.pools, learned.members[0])
     table.gain((), np.ones(len(TRUTH), dtype=bool))
     [added] = table.known.values()

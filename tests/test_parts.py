@@ -689,7 +689,7 @@ def a_search(alone: bool, rows: int = 120, queries: int = 5) -> Search:
 def test_reranking_gives_a_search_that_still_finds_the_right_direction(name: str, alone: bool) -> None:
     rerank, facts = registry.build("rerankings", name), registry.facts("rerankings", name)
     for rows in (2, 120):
-        given = a_search(alone, rows)
+        given = a_search(alone, rows, 40)
         given.queries.setflags(write=False)
         given.gallery.setflags(write=False)
         found = rerank(given)

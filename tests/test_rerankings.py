@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.decomposition import PCA
 
 from pipeline import ranking, registry
+from pipeline.errors import UserError
 from pipeline.forms import unit
 from pipeline.parts import rerankings
 from pipeline.ranking import Search
@@ -137,6 +139,48 @@ def test_diffusion_follows_an_identity_whose_ends_are_far_apart():
     right = [(identity[one.nearest(11)[1]] == identity[:, None]).mean()
              for one in (search, rerankings.diffusion(search, k=3, start=2))]  # fmt: skip
     assert right[0] < 1 == right[1]
+
+
+# --- the space itself ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_whitening_is_that_of_scikit_learn(alone):
+    search = drawn(6, 20, 60, alone)
+    found = rerankings.whitening(search, shrink=0.0)
+    fitted = PCA(whiten=True).fit(search.points.astype(np.float64))
+    np.testing.assert_allclose(found.queries @ found.gallery.T, cosines_of(fitted, search), atol=1e-3)
+    assert (found.queries is found.gallery) == alone
+
+
+def cosines_of(fitted: PCA, search: Search) -> np.ndarray:
+    queries, gallery = (unit(fitted.transform(side)) for side in (search.queries, search.gallery))
+    return queries @ gallery.T
+
+
+def test_whitening_shrinks_towards_centred_points_and_keeps_copies():
+    search = drawn(7, 5, 40, alone=False)
+    mean = search.points.mean(axis=0)
+    found = rerankings.whitening(search, shrink=1e6)
+    np.testing.assert_allclose(found.queries, unit(found.queries), atol=1e-6)
+    centred = unit(search.queries - mean) @ unit(search.gallery - mean).T
+    np.testing.assert_allclose(found.queries @ found.gallery.T, centred, atol=1e-3)
+    alike = np.tile(search.gallery[:1], (4, 1))
+    np.testing.assert_allclose(rerankings.whitening(Search(alike, alike, True)).gallery, alike, atol=1e-6)
+
+
+def test_each_member_is_whitened_alone_and_keeps_its_share():
+    """Two runs of 12 and 24 columns, two members each, of weights 1 and 3."""
+    sides = [np.tile(points(seed, 50), (1, times)) for seed, times in ((8, 1), (9, 1), (10, 2), (11, 2))]
+    sides = [unit(side * np.random.default_rng(n).random(side.shape[1])) for n, side in enumerate(sides)]
+    shares = np.sqrt([1 / 8, 1 / 8, 3 / 8, 3 / 8])
+    joined = unit(np.concatenate([share * side for share, side in zip(shares, sides, strict=True)], axis=1))
+    found = rerankings.whitening(Search(joined, joined, True), widths=(12, 24))
+    alone = [rerankings.whitening(Search(side, side, True)).gallery for side in sides]
+    expected = sum(share**2 * side @ side.T for share, side in zip(shares, alone, strict=True))
+    np.testing.assert_allclose(found.gallery @ found.gallery.T, expected, atol=1e-4)
+    with pytest.raises(UserError, match="72 are no multiple of 25"):
+        rerankings.whitening(Search(joined, joined, True), widths=(1, 24))
 
 
 # --- embeddings moved ---------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from pipeline.ranking import Search, best, blocks
 from pipeline.registry import part
 
 TINY = 1e-12
+SHORT = 1e-6  # lengths that rounding alone explains
 MEETINGS = 1 << 21  # pairs of codes' entries compared at a time: some 80 MB
 
 
@@ -33,6 +34,62 @@ MEETINGS = 1 << 21  # pairs of codes' entries compared at a time: some 80 MB
 def none(search: Search) -> Search:
     """The search as it is, by the cosine."""
     return search
+
+
+# --- the space itself ---------------------------------------------------------------------------------------------
+
+
+@part(
+    source="Jégou & Chum 2012, section 3 (PCA whitening), of the points that are searched",
+    gives="points",
+    allowed={"widths": (0, None), "shrink": (0, None)},
+    search={"shrink": (0.01, 0.03, 0.1, 0.3, 1)},
+)
+def whitening(search: Search, *, widths: tuple[int, ...] = (0,), shrink: float = 0.3) -> Search:
+    """Directions in which all points differ count less, those in which few do more: principal components of length 1.
+
+    Mean and components are those of queries and gallery together, without a label. widths: of the embeddings of runs
+    that lie side by side, of each run all its members'; each of them is whitened alone and keeps its share of the
+    cosine; (0,): all columns as one. shrink: added to each variance, as a share of their mean.
+    """
+    wide = search.queries.shape[1]
+    widths = (wide,) if tuple(widths) == (0,) else widths
+    if not all(widths) or wide % sum(widths):
+        raise UserError(
+            f"whitening(widths={list(widths)}) shares columns out, but {wide} are no multiple of {sum(widths)}; give "
+            "the widths of single members of the runs that lie side by side"
+        )
+    members = [width for width in widths for _ in range(wide // sum(widths))]
+    sides = [slice(int(end) - width, int(end)) for width, end in zip(members, np.cumsum(members), strict=True)]
+    known = search.gallery if search.alone else search.points
+    fitted = [_components(known[:, side], shrink) for side in sides]
+
+    def moved(points: np.ndarray) -> np.ndarray:
+        return unit(
+            np.concatenate([_whitened(points[:, s], *own) for s, own in zip(sides, fitted, strict=True)], axis=1)
+        )
+
+    gallery = moved(search.gallery)
+    return replace(
+        search, queries=gallery if search.queries is search.gallery else moved(search.queries), gallery=gallery
+    )
+
+
+def _components(points: np.ndarray, shrink: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (D,) and components (D, D) over the root of their variance, shrunk; float32 of points (N, D)."""
+    mean = points.mean(axis=0, dtype=np.float64)
+    centred = points - mean
+    variances, vectors = np.linalg.eigh(centred.T @ centred / len(points))
+    variances = np.maximum(variances, 0)
+    scale = 1 / np.sqrt(np.maximum(variances + shrink * variances.mean(), TINY))
+    return mean.astype(np.float32), (vectors * scale).astype(np.float32)
+
+
+def _whitened(points: np.ndarray, mean: np.ndarray, components: np.ndarray) -> np.ndarray:
+    """(N, D) float32 of the lengths of points, which stay where all are alike."""
+    found = (points - mean) @ components
+    length, own = (np.linalg.norm(each, axis=1, keepdims=True) for each in (found, points))
+    return np.where(length > SHORT, found / np.maximum(length, SHORT) * own, points)
 
 
 # --- embeddings moved towards their neighbours --------------------------------------------------------------------
@@ -86,7 +143,7 @@ def database_augmentation(search: Search, *, k: int = 5) -> Search:
     search={
         "k1": (3, 5, 7, 10, 15, 20, 30, 50),
         "k2": (1, 2, 3, 4, 6, 10, 15),
-        "weight": (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
+        "weight": (0, 0.1, 0.2, 0.3, 0.5, 0.7, 1),
     },
 )
 def k_reciprocal(search: Search, *, k1: int = 20, k2: int = 6, weight: float = 0.3) -> Search:
