@@ -1,6 +1,6 @@
 """Peak memory of masks for a large image among small ones: 20,000 × 20,000 pixels in RGB, and 1,000 of mixed sizes.
 
-    .venv/bin/python benchmarks/memory.py                              minutes; 4 GB of disk
+    .venv/bin/python benchmarks/memory.py                              a quarter of an hour; 4 GB of disk
     .venv/bin/python benchmarks/memory.py --side 6000 --count 200      a minute
     .venv/bin/python benchmarks/memory.py --kind class_masks --format tiff
 
