@@ -20,6 +20,7 @@ from pipeline.config import Config, root
 from pipeline.console import say
 from pipeline.errors import UserError, some
 from pipeline.forms import EMBEDDING, unit
+from pipeline.lists import LISTS, SIMILARITY
 from pipeline.maps import SUFFIX, Chained, Geometry, Maps, Mean, Ragged, Stored
 
 FORMAT = 1  # raise it when a finished stage of an older version must not count as finished
@@ -216,10 +217,14 @@ class Predictions:
         """The mean over members that speak of the same rows in the same order.
 
         Embeddings, of which each member has its own space, lie side by side, so that their cosine is the members' mean.
+        Lists are averaged label by label.
         """
-        first, values = members[0], [m.values for m in members]
+        first = members[0]
+        values: list[Any] = [m.values for m in members]
         if first.space == EMBEDDING:
             return cls(first.ids, unit(np.concatenate(values, axis=1)), first.space)
+        if first.space == SIMILARITY:
+            values = LISTS.aligned(values)
         mixed = Mean(values) if isinstance(first.values, Maps) else np.stack(values).mean(axis=0, dtype=np.float64)
         return cls(first.ids, mixed, first.space)
 

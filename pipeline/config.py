@@ -151,6 +151,18 @@ class Mask:
 
 
 @dataclass
+class Lists:
+    """Lists of labels that are found among the training images, with task=retrieval(kind='labels')."""
+
+    nearest: int = option(1, "nearest images of a label whose mean cosine is its similarity", low=1, scope="predict")
+    length: int = option(50, "labels that are kept of an image, the best of them are answered", low=1, scope="predict")
+    new_at: float = option(
+        0.5, "cosine at which the answer for new identities stands, until level 2 fits it", low=-1, high=1,
+        scope="predict",
+    )  # fmt: skip
+
+
+@dataclass
 class Tiles:
     """Squares of image_size, with data.resize=tiles."""
 
@@ -418,6 +430,7 @@ class Config:
     data: Data = field(default_factory=Data)
     mask: Mask = field(default_factory=Mask)
     tiles: Tiles = field(default_factory=Tiles)
+    lists: Lists = field(default_factory=Lists)
     folds: Folds = field(default_factory=Folds)
     train: Train = field(default_factory=Train)
     pseudo: Pseudo = field(default_factory=Pseudo)

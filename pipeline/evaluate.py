@@ -100,7 +100,7 @@ class MapMetric(Metric):
 
 @dataclass(frozen=True)
 class RankMetric(Metric):
-    """A metric of ranked lists, one a row: each row searches the others of its pool, see ``tasks/retrieval.py``.
+    """A metric of ranked lists, one a row, as the task's ``judged`` gives them: see ``tasks/retrieval.py``.
 
     function: (relevant (Q,) int64, answers (Q, n) int8) → (Q,) float64, NaN where a row has nothing to find.
     """
@@ -140,7 +140,7 @@ def metric(call: str, task: Task) -> Metric:
         )
     function = registry.build("metrics", call)
     wants, rowwise = facts.get("wants", "probability"), facts.get("rowwise", False)
-    if task.form.directions:
+    if task.form.searched:
         return RankMetric(name, function, greater, wants, task, rowwise=True)
     if task.form.spatial:
         pooled = bool(facts.get("pooled"))

@@ -32,6 +32,12 @@ def cuts(values: np.ndarray, count: int) -> np.ndarray:
     return np.unique((distinct[place] + distinct[place + 1]) / 2)
 
 
+def between(values: np.ndarray) -> np.ndarray:
+    """(n + 1,) places in ascending order: the p-th has p of the values (n,) below it, half way to the next."""
+    rows = np.sort(values).astype(np.float64)
+    return np.concatenate([rows[:1] - LEAST, (rows[:-1] + rows[1:]) / 2, rows[-1:] + LEAST])
+
+
 def affordable(cells: int, least: int, most: int) -> int:
     """How many candidates to try where each costs a look at so many cells."""
     return int(np.clip(CELLS / cells, least, most))

@@ -78,7 +78,7 @@ def ensure_folds(config: Config, competition: Competition, overwrite: bool = Fal
         if not overwrite:
             raise UserError(difference)
         _warn_of_runs(config)
-    if tasks.facts(config.task).get("open_set"):
+    if tasks.facts(config.task).get("whole"):
         _warn_of_known(config, competition.targets.iloc[:, 0].to_numpy(dtype=np.str_), fresh)
     columns = {"id": competition.train["id"], "fold": fresh, "group": "" if group is None else group}
     table = pd.concat([pd.DataFrame(columns), competition.targets], axis=1)
@@ -121,7 +121,7 @@ def _groups(config: Config, competition: Competition) -> np.ndarray | None:
     """(N,) text, the group of each row; near duplicates join those of data.group, identities of an open set too."""
     named = competition.column(config.data.group, "data.group") if config.data.group else None
     found = _with_duplicates(config, competition, named) if config.folds.groups else named
-    if found is None or not tasks.facts(config.task).get("open_set"):
+    if found is None or not tasks.facts(config.task).get("whole"):
         return found
     return _with_identities(config, found, competition.targets.iloc[:, 0].to_numpy(dtype=np.str_))
 
@@ -200,7 +200,7 @@ def _deal(config: Config, competition: Competition, group: np.ndarray | None) ->
     column = _column(config, competition, group, str(facts.get("column", "")))
     task = task_for(config, competition)
     strata = task.strata(competition.targets)
-    open_set = tasks.facts(config.task).get("open_set")  # whose classes lie in one fold whole, as they must
+    open_set = tasks.facts(config.task).get("open_set")  # classes may lie in one fold whole, as in the test
     if not facts.get("own_count") and not open_set:
         _check_rare(config, strata, list(map(str, competition.targets)) if competition.masks else task.columns)
     folds = np.asarray(registry.build("splits", settings.method)(strata, column, settings.count, settings.seed))

@@ -12,12 +12,15 @@ embeddings: truth (N, 3) int64, of each row its identity, its pool and its camer
 rows of length 1, of which a cosine alone has a meaning. D is the run's own, and each member has its own space: rows are
 compared within a pool, and the pool of a row is the fold whose member made its value.
 
+lists, the labels nearest to each row: see ``pipeline/lists.py``.
+
 ranks: what metrics of ranked lists see, truth (Q,) int64, how many right answers there are to each query, and its
 answers (Q, k) int8, best first; see ``ranking.judge``. No network learns it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +42,16 @@ class Form:
     spatial: bool = False
     directions: bool = False
 
+    @property
+    def searched(self) -> bool:
+        """Whether networks give embeddings, and answers are ranked lists."""
+        return self.directions
+
+    @property
+    def shelved(self) -> bool:
+        """Whether it is the training images that rows search, so that values come of the search."""
+        return False
+
     def dense(self, truth: np.ndarray, columns: int) -> np.ndarray:
         """truth → (N, columns) float32, as values would say it with certainty; what is dense stays."""
         if truth.ndim == 2:
@@ -54,13 +67,29 @@ class Form:
         clipped = np.clip(raw, 0, 1) if not self.simplex else np.maximum(raw, 0)
         return normalised(clipped) if self.simplex else clipped.astype(np.float32)
 
-    def apart(self, truth: Any, folds: np.ndarray) -> Any:
-        """The truth of rows that members of these folds (N,) answered: of embeddings each fold is a pool of its own."""
+    def apart(self, truth: Any, folds: np.ndarray, learned: Callable[[tuple[int, ...]], np.ndarray]) -> Any:
+        """The truth of all rows as those members answer them that did not learn them.
+
+        folds: (N,) int64. learned: (fold,) → (N,) bool, the rows that its member learned from. Of embeddings each fold
+        is a pool of its own.
+        """
         if not self.directions:
             return truth
         found = truth.copy()
         found[:, POOL] = folds
         return found
+
+    def unseen(self, truth: Any) -> np.ndarray | None:
+        """(N,) bool: rows whose answer is that they are new; None where there is no such answer."""
+        return None
+
+    def taught(self, targets: np.ndarray) -> np.ndarray:
+        """(N,) bool: the rows that teach something; all of them, unless a label may be none."""
+        return np.ones(len(targets), dtype=bool)
+
+    def aligned(self, values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """Values of several members or runs, of the same rows, with columns that mean the same: as they are."""
+        return values
 
     def distance(self, truth: np.ndarray, values: np.ndarray) -> np.ndarray:
         """(N,) float64, how far values are from truth: log loss of probabilities in nats, else the squared error."""

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from pipeline import console, windows
 from pipeline.data import channels_first, prefetch
+from pipeline.forms import Form
 from pipeline.hardware import Hardware
 from pipeline.maps import bands_of
 from pipeline.network import Network, for_prediction
@@ -77,6 +78,14 @@ def mean(predictions: Iterable[np.ndarray]) -> np.ndarray:
     if total is None:
         raise ValueError("there are no predictions to average")
     return total if count == 1 else (total / count).astype(total.dtype)
+
+
+def together(predictions: Iterable[np.ndarray], form: Form) -> np.ndarray:
+    """Several networks' predictions (V, N, C) of the same rows as one: their mean, or embeddings side by side."""
+    if not form.searched:
+        return mean(predictions)
+    each = list(predictions)
+    return each[0] if len(each) == 1 else np.concatenate(each, axis=2) / np.float32(np.sqrt(len(each)))
 
 
 @torch.inference_mode()

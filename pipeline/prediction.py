@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from pipeline.artefacts import Predictions, atomic, read_json, save_maps, shown
 from pipeline.competition import Competition
 from pipeline.config import Config, has_levels
 from pipeline.errors import UserError, some
+from pipeline.folds import learns_from, read_folds
+from pipeline.forms import EMBEDDINGS
 from pipeline.hardware import Hardware
 from pipeline.images import Images
+from pipeline.lists import Shelf
 from pipeline.maps import SUFFIX
 from pipeline.parts import views
 from pipeline.tasks import Task
@@ -68,7 +72,11 @@ class Member:
     def label(self, rows: np.ndarray, path: Path) -> Predictions:
         """What it says of training rows, to teach others; path: a file for what memory should not hold."""
         ids = self.competition.train["id"].to_numpy()[rows]
-        return Predictions(ids, self.merge(self.train_rows(rows)), self.task.space)
+        return Predictions(ids, self.own(rows), self.task.space)
+
+    def own(self, rows: np.ndarray) -> np.ndarray:
+        """(n, C) float32, what it says of training rows."""
+        return self.merge(self.train_rows(rows))
 
     def train_rows(self, rows: np.ndarray) -> np.ndarray:
         """(V, N, C) predictions of training rows under each scale and view; see ``labels``."""
@@ -94,13 +102,66 @@ class Member:
             images = store(self.config, self.competition, size)
             try:
                 alone = (infer.predict(one, self.task, images, rows, self.views, batch) for one in self.networks)
-                found.append(infer.mean(alone))
+                found.append(infer.together(alone, self.task.form))
             except (AssertionError, RuntimeError) as fault:
                 if scale == 1.0:
                     raise
                 backbone = self.networks[0].blueprint.backbone
                 raise UserError(f"scales={scale:g}: {backbone} takes no {size} px ({fault}); use scales=1") from fault
         return np.concatenate(found)
+
+
+class ListMember(Member):
+    """A member that finds the labels of images among the training images; views and scales are merged before that.
+
+    Training rows search those that the member learned from, and never their own folds (law 1). Test rows search all
+    training rows, whatever the fold: so nothing that they find may teach this member.
+    """
+
+    def write_own(self, rows: np.ndarray, folder: Path, made_by: dict[str, Any]) -> None:
+        """Write ``oof.npz``."""
+        ids = self.competition.train["id"].to_numpy()[rows]
+        Predictions(ids, self.own(rows), self.task.space, made_by).save(folder / "oof.npz")
+
+    def write_test(self, folder: Path, made_by: dict[str, Any]) -> None:
+        """Write ``test.npz``."""
+        ids = self.competition.test["id"].to_numpy()
+        values = self._found(self.merge(self.test_rows()), np.ones(len(self.points), dtype=bool))
+        Predictions(ids, values, self.task.space, made_by).save(folder / "test.npz")
+
+    def own(self, rows: np.ndarray) -> np.ndarray:
+        """The lists of training rows, found among those that no member with these rows' folds leaves out."""
+        folds = read_folds(self.config, self.competition)
+        held_out = tuple(np.unique(folds[rows]).tolist())
+        return self._found(self.points[rows], learns_from(self.config, folds, held_out))
+
+    def merge(self, values: np.ndarray) -> np.ndarray:
+        """(V, N, D) embeddings → (N, D) by the config's merge."""
+        return registry.build("merges", self.config.merge)(values, EMBEDDINGS)
+
+    @cached_property
+    def points(self) -> np.ndarray:
+        """(N, D) float32, the embeddings of all training rows."""
+        return self.merge(self.train_rows(np.arange(len(self.competition.train))))
+
+    def _found(self, points: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        broken = stores.train_store(self.config, self.competition, self.config.image_size).broken
+        there = shelf(self.competition, self.task, kept, broken)
+        assert there is not None
+        return there.found(points, self.points[there.rows])
+
+
+def shelf(competition: Competition, task: Task, kept: np.ndarray, broken: np.ndarray) -> Shelf | None:
+    """What of the kept (N,) training rows is searched by others; None where the task's values are a network's own.
+
+    broken: rows whose image does not decode, which nobody finds.
+    """
+    if not task.form.shelved:
+        return None
+    there = kept.copy()
+    there[broken] = False
+    found: Shelf = task.shelf(competition.targets, there)  # type: ignore[attr-defined]
+    return found
 
 
 class MapMember(Member):
@@ -173,5 +234,5 @@ def level_of(config: Config, folder: Path, decoder: str) -> int:
 
 def open_member(folder: Path, config: Config, competition: Competition, task: Task, machine: Hardware) -> Member:
     """The member in a folder, of the kind that the task's form needs."""
-    kind = MapMember if task.form.spatial else Member
+    kind = MapMember if task.form.spatial else ListMember if task.form.shelved else Member
     return kind(folder, config, competition, task, machine)

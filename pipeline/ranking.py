@@ -1,4 +1,4 @@
-"""Exact search among embeddings, and what its neighbours answer: ranked ids, ranked labels, right or wrong.
+"""Exact search among embeddings, and what its neighbours answer: ranked ids, nearest labels, right or wrong.
 
 Embeddings are float32 rows of length 1, so that a dot product is a cosine. NumPy alone, in blocks: memory grows with
 the answers (Q, k), never with queries × gallery. Re-rankings (``parts/rerankings.py``) make one search of another.
@@ -127,40 +127,33 @@ def ranked_ids(places: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return ids.astype(np.str_)[places]
 
 
-def ranked_labels(
-    similarities: np.ndarray, places: np.ndarray, labels: np.ndarray, k: int, new: str = "", threshold: float = 0.0
-) -> np.ndarray:
-    """Neighbours vote for their labels: up to k different ones a query, (Q, k) as text, best first; empty at the end.
+def nearest_labels(
+    queries: np.ndarray, gallery: np.ndarray, labels: np.ndarray, n: int, nearest: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """The n labels nearest to each query: codes (Q, n) int64 and similarities (Q, n) float32, best first.
 
-    similarities (Q, n) and places (Q, n), best first, as ``Search.nearest`` gives them; labels (G,) of the gallery. A
-    label is as near as its nearest image. new: the name of identities that the gallery lacks, such as new_whale; it
-    stands where a label of the similarity ``threshold`` would, behind those that are as near. Ask for more neighbours
-    than labels, for those of one identity make one answer: n images of few identities make a shorter list than k.
+    labels (G,) int64, of the gallery. A label is as near as the mean of its ``nearest`` nearest images, of all that it
+    has where those are fewer. Of equal ones the smaller code comes first. n is cut to the labels that there are.
     """
-    names, codes = np.unique(labels.astype(np.str_), return_inverse=True)
-    names, voted = np.append(names, [new]), codes[places]
-    if new:
-        voted = np.concatenate([voted, np.full((len(voted), 1), len(names) - 1)], axis=1)
-        similarities = np.concatenate([similarities, np.full((len(voted), 1), threshold, np.float32)], axis=1)
-        order = np.argsort(-similarities, axis=1, kind="stable")  # the last column, so behind what is as near
-        voted = np.take_along_axis(voted, order, axis=1)
-    there = first_of_their_kind(voted)
-    rank = there.cumsum(axis=1) - 1
-    rows, columns = np.nonzero(there & (rank < k))
-    answer = np.full((len(voted), k), "", dtype=names.dtype)
-    answer[rows, rank[rows, columns]] = names[voted[rows, columns]]
-    return answer
+    names, first, counts = np.unique(np.sort(labels), return_index=True, return_counts=True)
+    search, n = Search(queries, gallery[np.argsort(labels, kind="stable")]), min(n, len(names))
+    codes, found = np.empty((len(queries), n), dtype=np.int64), np.empty((len(queries), n), dtype=np.float32)
+    for start, stop in blocks(len(queries), len(gallery)):
+        table = search.similarities(start, stop)
+        each = np.maximum.reduceat(table, first, axis=1) if nearest == 1 else _means(table, first, counts, nearest)
+        places = best(each, n)
+        codes[start:stop], found[start:stop] = names[places], np.take_along_axis(each, places, axis=1)
+    return codes, found
 
 
-def first_of_their_kind(codes: np.ndarray) -> np.ndarray:
-    """codes (Q, n) of whole numbers → (Q, n) bool: none before it in its row is the same."""
-    order = np.argsort(codes, axis=1, kind="stable")
-    sorted_ = np.take_along_axis(codes, order, axis=1)
-    fresh = np.ones(codes.shape, dtype=bool)
-    fresh[:, 1:] = sorted_[:, 1:] != sorted_[:, :-1]
-    first = np.empty_like(fresh)
-    np.put_along_axis(first, order, fresh, axis=1)
-    return first
+def _means(table: np.ndarray, first: np.ndarray, counts: np.ndarray, nearest: int) -> np.ndarray:
+    """table (b, G) whose columns come label by label, from ``first`` on → (b, L) means of each label's nearest ones."""
+    found = np.empty((len(table), len(first)), dtype=np.float32)
+    for count in np.unique(counts).tolist():
+        own, taken = np.flatnonzero(counts == count), min(nearest, count)
+        images = table[:, first[own][:, None] + np.arange(count)]
+        found[:, own] = np.partition(images, count - taken, axis=2)[:, :, count - taken :].mean(axis=2)
+    return found
 
 
 # --- right or wrong -----------------------------------------------------------------------------------------------
@@ -187,7 +180,7 @@ def judge(
 
 
 def judge_labels(answers: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same of ranked labels (Q, k) as ``ranked_labels`` gives them: each query has one to find, its own (Q,)."""
+    """The same of ranked labels (Q, k), by name or code: each query has one to find, its own (Q,)."""
     return np.ones(len(truth), dtype=np.int64), np.where(answers == truth[:, None], HIT, MISS).astype(np.int8)
 
 

@@ -61,7 +61,11 @@ class Run:
 
     def truth(self, task: Task) -> np.ndarray:
         """The truth of the scored rows."""
-        return task.form.apart(task.targets(self.competition.targets)[self.scored], self.scored_folds)
+        return self.truth_of(task, self.scored)
+
+    def truth_of(self, task: Task, rows: np.ndarray) -> np.ndarray:
+        """The truth of some training rows, as the members that did not learn from them answer them."""
+        return task.form.apart(task.targets(self.competition.targets), self.folds, self.learned)[rows]
 
     def learned(self, held_out: tuple[int, ...]) -> np.ndarray:
         """(N,) bool, the training rows that the member without these folds may learn from."""

@@ -30,7 +30,7 @@ class Stored:
 
     def load_state(self, state: dict[str, Any]) -> Self:
         """Take up what ``state`` gave; predictions are the same bit for bit."""
-        self.form = FORMS[state["form"]]
+        self.form = FORMS.get(state["form"], self.form)
         self.fitted = {name: entry for name, entry in state.items() if name != "form"}
         return self
 

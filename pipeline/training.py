@@ -239,7 +239,7 @@ def blueprint(run: Run, task: Task, held_out: tuple[int, ...]) -> network.Bluepr
         std=std,
         columns=task.columns,
         outputs=task.outputs,
-        embeds=task.form.directions,
+        embeds=task.form.searched,
         state=member_state(run, task, held_out),
         norm=config.norm,
         activation=config.activation,
@@ -283,7 +283,7 @@ def member_table(run: Run, task: Task, held_out: tuple[int, ...], broken: np.nda
     they were made for this very member.
     """
     taught, state = task.taught(run.competition.targets), member_state(run, task, held_out)
-    kept = run.learned(held_out)
+    kept = run.learned(held_out) & task.form.taught(taught)
     kept[broken] = False
     rows = np.flatnonzero(kept)
     if not len(rows):
@@ -382,8 +382,9 @@ def _join_embeddings(table: Table, run: Run, task: Task, held_out: tuple[int, ..
 def _join_extra(table: Table, run: Run, task: Task, held_out: tuple[int, ...], outside: extra.Extra) -> Table:
     """The rows of data.extra, behind the training and the test images; no teacher speaks of them."""
     taught, state = task.taught(outside.targets), member_state(run, task, held_out)
-    start = len(run.competition.train) + len(run.competition.test)
-    rows, ones = np.arange(start, start + len(taught)), np.ones(len(taught), dtype=np.float32)
+    places = np.flatnonzero(task.form.taught(taught))
+    taught, start = taught[places], len(run.competition.train) + len(run.competition.test)
+    rows, ones = start + places, np.ones(len(taught), dtype=np.float32)
     dense = table.targets.ndim > 1
     joined = Table(rows, task.encode(task.soft(taught) if dense else taught, state), ones)
     if table.soft is not None:
@@ -435,16 +436,24 @@ def joins_of(task: Task) -> dict[str, Callable[..., Table]]:
 
 
 def _validation(run: Run, task: Task, held_out: tuple[int, ...], images: Any) -> engine.Validate:
-    """Scores the networks that predict together on the member's own fold, in the training format."""
+    """Scores the networks that predict together on the member's own fold, in the training format.
+
+    Where rows search the training images, those that the member learns from are embedded beside them: the score of
+    the log is that of OOF, without views and in the training format.
+    """
     config = run.config
     rows = np.flatnonzero(np.isin(run.folds, held_out))
-    truth = task.targets(run.competition.targets)[rows]
+    shelf = prediction.shelf(run.competition, task, run.learned(held_out), images.broken)
+    truth = run.truth_of(task, rows)
     metric = evaluate.metric(config.metric, task)
     view = views.expand(["identity()"])
     batch = infer.batch_size(config.predict_batch, config.image_size)
+    seen = rows if shelf is None else np.concatenate([rows, shelf.rows])
 
     def validate(models: Iterable[Any]) -> tuple[float, dict[str, float]]:
-        values = infer.mean(infer.predict(model, task, images, rows, view, batch, "validate")[0] for model in models)
+        each = (infer.predict(model, task, images, seen, view, batch, "validate") for model in models)
+        values = infer.together(each, task.form)[0]
+        values = values if shelf is None else shelf.found(*np.split(values, [len(rows)]))
         score = metric(truth, values)
         return (score if metric.greater else -score), {"score": score}
 

@@ -112,7 +112,7 @@ class Found:
         task = task_for(self.config, self.run.competition)
         metric = evaluate.metric(self.config.metric, task)
         rows = np.concatenate([np.flatnonzero(self.run.folds == fold) for fold in self.config.tune.folds])
-        truth = task.targets(self.run.competition.targets)[rows]
+        truth = self.run.truth_of(task, rows)
         gain, error = evaluate.paired_gain(metric, truth, self._values(self.longer[0]), self._values(self.winner))
         beyond = "" if gain > error else ": no gain beyond noise, the config as it stands is as good"
         return [

@@ -13,7 +13,7 @@ from pipeline import checkpoint, console, hardware, training
 from pipeline.artefacts import Predictions
 from pipeline.config import replace
 from pipeline.errors import Diverged
-from pipeline.prediction import Member
+from pipeline.prediction import open_member
 from pipeline.runs import Run
 from pipeline.study import Slot, Study, optuna
 from pipeline.tasks import task_for
@@ -79,10 +79,10 @@ def _score(run: Run, fold: int, folder: Path, watch: Any, keep: bool) -> float:
     progress, _, _ = training.fit_member(run, (fold,), machine, folder, watch)
     task = task_for(run.config, run.competition)
     if keep and not task.form.spatial:
-        member = Member(folder, run.config, run.competition, task, machine)
+        member = open_member(folder, run.config, run.competition, task, machine)
         rows = np.flatnonzero(run.folds == fold)
         ids = run.competition.train["id"].to_numpy()[rows]
-        Predictions(ids, member.merge(member.train_rows(rows)), task.space).save(folder / "values.npz")
+        Predictions(ids, member.own(rows), task.space).save(folder / "values.npz")
     return progress.history[-1]["score"] if progress.final is None else progress.final
 
 

@@ -132,6 +132,36 @@ def _retrieval_files(root: Path, tables: dict[str, list[list[str]]], role: str, 
     _yaml(root / "configs/model/tiny.yaml", "".join(f"{key}: {value}\n" for key, value in {**MODEL, **model}.items()))
 
 
+def write_labels(root: Path, new: str = "new_whale", identities: int = 8, each: int = 6, **model: str) -> Path:
+    """configs and data/drawn of labels that are searched for: identities are patterns of 8×8 with noise.
+
+    Two identities have one image alone, four training rows are new (each a pattern of its own). Of the test images two
+    are of each identity, and four are of none. new: their name; "": there are none. solution.csv lies beside it all.
+    """
+    generator, folder = np.random.default_rng(0), root / "data/drawn"
+    tables: dict[str, list[list[str]]] = {"train": [], "test": []}
+    counts = {f"w{number}": (each if number < identities - 2 else 1, 2) for number in range(identities)}
+    nobody = {f"nobody{number}": (4 if number else 0, 4 - 4 * number) for number in range(2)} if new else {}
+    for name, shown in {**counts, **nobody}.items():
+        pattern = generator.integers(40, 216, (8, 8))
+        for table, count in zip(tables, shown, strict=True):
+            for place in range(count):
+                pattern = generator.integers(40, 216, (8, 8)) if name in nobody else pattern
+                image = (pattern + generator.integers(-30, 31, (8, 8))).clip(0, 255).astype(np.uint8)
+                _save(folder / f"{table}_images" / f"{table}{name}{place}.png", image)
+                tables[table].append([f"{table}{name}{place}", new if name in nobody else name])
+    _csv(folder / "train.csv", "id,identity", tables["train"])
+    _csv(folder / "sample_submission.csv", "id,identity", [[row[0], f"{new} w0 w1".strip()] for row in tables["test"]])
+    _csv(folder / "solution.csv", "id,identity", tables["test"])
+    _yaml(root / "configs/default.yaml", "competition: drawn\nrecipe: default\n")
+    data = "data: {folder: data/drawn, target: identity, channels: 1}\nfolds: {count: 2}\n"
+    keys = "head: bnneck()\npairs: triplet()\nsampler: identities(p=4,k=4)\nmodels: [tiny]\n"
+    call = f"task: \"retrieval(kind='labels', new='{new}')\"\nmetric: mean_average_precision(k=3)\n"
+    _yaml(root / "configs/competition/drawn.yaml", f"{call}{data}{keys}")
+    _yaml(root / "configs/model/tiny.yaml", "".join(f"{key}: {value}\n" for key, value in {**MODEL, **model}.items()))
+    return folder
+
+
 # --- masks --------------------------------------------------------------------------------------------------------
 
 SIDE = 16

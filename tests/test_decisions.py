@@ -5,16 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline import evaluate, fitting, nested, registry
+from pipeline import evaluate, fitting, lists, nested, registry
+from pipeline.config import Lists as Settings
 from pipeline.errors import UserError
 from pipeline.evaluate import Metric
-from pipeline.forms import FORMS, NUMBERS
+from pipeline.forms import NUMBERS
+from pipeline.lists import TABLES
 from pipeline.nested import Table
 from pipeline.tasks.binary import Binary
 from pipeline.tasks.circular import Circular
 from pipeline.tasks.multiclass import Multiclass
 from pipeline.tasks.multilabel import Multilabel
 from pipeline.tasks.ordinal import Ordinal
+from pipeline.tasks.recognition import Recognition
 from pipeline.tasks.regression import Regression
 
 COUNT, ROWS = 5, 600
@@ -26,10 +29,11 @@ TASKS = {
     "grades": Ordinal(GRADES),
     "labels": Multilabel(NAMES, NAMES),
     "numbers": Regression(["grade"]),
+    "lists": Recognition(NAMES, 3, "new", Settings()),
 }
 DECISION = {
     "classes": "balanced_accuracy()", "binary": "f_beta(beta=2.0, average='binary')", "grades": "quadratic_kappa()",
-    "labels": "f1_macro()", "numbers": "quadratic_kappa()",
+    "labels": "f1_macro()", "numbers": "quadratic_kappa()", "lists": "mean_average_precision(k=3)",
 }  # fmt: skip
 
 
@@ -45,6 +49,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def draw(kind: str, seed: int, rows: int = ROWS, known: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Truth and calibrated values that know of it, by a rare class, rare labels or skewed grades."""
     generator = np.random.default_rng(seed)
+    if kind == "lists":
+        truth, near = generator.integers(-1, COUNT, rows), generator.uniform(0.2, 0.8, (rows, COUNT))
+        near[truth >= 0, truth[truth >= 0]] += 0.3 * known
+        return truth, lists.packed(np.tile(np.arange(COUNT), (rows, 1)), near, COUNT, 0.5)
     if kind == "labels":
         share = np.array([0.5, 0.3, 0.1, 0.05, 0.2])
         truth = (generator.random((rows, COUNT)) < share).astype(np.float32)
@@ -138,7 +146,7 @@ def test_rows_that_say_nothing(name, kind):
 def test_facts_are_declared(name):
     facts = registry.parts("decisions")[name].facts
     assert facts["order"] > 0
-    assert set(facts["takes"]) <= set(FORMS)
+    assert set(facts["takes"]) <= set(TABLES)
     assert facts["wants"] in ("decision", "probability", "either")
 
 
@@ -336,6 +344,7 @@ def test_noise_keeps_the_default(kind):
         truth = {
             "labels": generator.integers(2, size=values.shape).astype(np.float32),
             "numbers": generator.integers(5, size=values.shape).astype(np.float32),
+            "lists": generator.integers(-1, COUNT, size=300),
         }.get(kind, generator.integers(values.shape[1], size=300))
         table = table_of(kind, truth, values, "accuracy()" if TASKS[kind].form.bounded else "")
         tried = nested.score_decisions(nested.decisions(["all"], values, table), values, table)

@@ -20,7 +20,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["errors", "console", "environment", "torchvision_fix", "forms", "rle"],
     ["registry", "archives", "patterns", "pictures", "windows"],
     ["stacking", "policies", "surgery", "segmenters", "maps", "sheets", "ranking"],
-    ["fitting", "linear", "convolution", "gallery", "mining", "clusters"],
+    ["fitting", "linear", "convolution", "gallery", "mining", "clusters", "lists"],
     ["backbone_names", "symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
     ["recommended"],
     ["config", "nested"],

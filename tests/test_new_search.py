@@ -77,18 +77,19 @@ LABELS = {
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_a_label_for_what_is_new_is_written_and_named_as_of_another_version(project, name):
+def test_a_label_for_what_is_new_is_seen_and_goes_on_to_split(project, name):
     target, depth, why = LABELS[name]
     drawn.write(name, project.root / "data")
     ended = new(project, name)
-    assert ended.code == 2
-    assert f"the sample answers {name}, {why}" in ended.err
-    assert f"no task retrieval(kind='labels', new='{name}') yet" in ended.err
+    assert ended.code == 0, ended.err
+    assert f"the sample answers {name}, {why}" in " ".join(ended.out.split())
     layer = settings.read_layer(settings.Path(f"configs/competition/{name}.yaml"))
     assert layer["task"] == f"retrieval(kind='labels', new='{name}')"
     assert (layer["data.target"], layer["metric"]) == ([target], f"mean_average_precision(k={depth})")
     assert "data.group" not in layer
-    assert "competition: digits" in (project.root / "configs/default.yaml").read_text()
+    ended = project.run("stage=split")
+    assert ended.code == 0, ended.err
+    assert "classes    new" in ended.out
 
 
 def test_another_task_may_be_meant(project):

@@ -82,35 +82,35 @@ def test_nothing_follows_what_leaves_no_embeddings():
         ranking.check_rerankings(["difusion()"])
 
 
-# --- votes --------------------------------------------------------------------------------------------------------
+# --- labels -------------------------------------------------------------------------------------------------------
 
 
-def slow_labels(similarities: list[float], labels: list[str], k: int, new: str, threshold: float) -> list[str]:
-    """Labels by their nearest image, the new one before the first that is farther than its threshold."""
-    nearest: dict[str, float] = {}
-    for similarity, label in zip(similarities, labels, strict=True):
-        nearest[label] = max(nearest.get(label, similarity), similarity)
-    ranked = sorted(nearest, key=lambda label: -nearest[label])  # stable: in the order of the neighbours
-    if new:
-        ranked.insert(sum(nearest[label] >= threshold for label in ranked), new)
-    return (ranked + [""] * k)[:k]
+def slow_labels(cosines: list[float], labels: list[int], n: int, nearest: int) -> list[tuple[int, float]]:
+    """The n labels with the largest mean of their nearest images' cosines, image by image; of equals the smaller."""
+    images: dict[int, list[float]] = {}
+    for cosine, label in zip(cosines, labels, strict=True):
+        images.setdefault(label, []).append(cosine)
+    best = {label: sorted(own, reverse=True)[:nearest] for label, own in images.items()}
+    near = {label: sum(own) / len(own) for label, own in best.items()}
+    return sorted(near.items(), key=lambda one: (-one[1], one[0]))[:n]
 
 
-@given(
-    seed=st.integers(0, 2**32 - 1), k=st.integers(1, 6), n=st.integers(1, 12), new=st.sampled_from(["", "new_whale"])
-)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 6), nearest=st.integers(1, 4))
 @SHORT
-def test_labels_are_ranked_by_their_nearest_image(seed, k, n, new):
+def test_labels_are_ranked_by_their_nearest_images(seed, n, nearest):
     generator = np.random.default_rng(seed)
-    labels = np.array([f"w{number}" for number in generator.integers(4, size=20)])
-    places = np.stack([generator.permutation(20)[:n] for _ in range(5)])
-    similarities = -np.sort(-generator.integers(0, 6, size=(5, n)) / 8, axis=1).astype(np.float32)
-    threshold = float(generator.integers(0, 6) / 8)
-    answers = ranking.ranked_labels(similarities, places, labels, k, new, threshold)
-    assert answers.shape == (5, k)
-    for row in range(5):
-        slow = slow_labels(similarities[row].tolist(), labels[places[row]].tolist(), k, new, threshold)
-        assert answers[row].tolist() == slow
+    labels, queries, gallery = generator.integers(10, 15, size=20), coarse(seed, 5), coarse(seed + 1, 20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "BLOCK", 50)
+        codes, found = ranking.nearest_labels(queries, gallery, labels, n, nearest)
+    assert (codes.dtype, found.dtype) == (np.int64, np.float32)
+    for row, cosines in enumerate((queries @ gallery.T).tolist()):
+        slow = slow_labels(cosines, labels.tolist(), n, nearest)
+        np.testing.assert_allclose(found[row], [near for _, near in slow], atol=1e-6)
+        own = dict(slow_labels(cosines, labels.tolist(), 99, nearest))
+        np.testing.assert_allclose([own[code] for code in codes[row].tolist()], found[row], atol=1e-6)
+        if nearest == 1:
+            assert codes[row].tolist() == [code for code, _ in slow]
 
 
 def test_ids_are_those_of_the_places():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from pipeline import queries, registry
+from pipeline import queries
 from pipeline.discover.columns import Column, column, words
 from pipeline.discover.draft import Draft
 from pipeline.discover.folder import top
@@ -59,11 +59,6 @@ class Search:
         """The call-string."""
         given = [f"kind={self.kind!r}, new={self.new!r}"] if self.kind != "ids" else ["itself=True"] * self.itself
         return f"{TASK}({', '.join(given)})"
-
-    @property
-    def later(self) -> bool:
-        """Whether this version has no such answers."""
-        return self.kind not in registry.find("tasks", TASK).facts["allowed"]["kind"]
 
 
 def find_search(rows: Rows, draft: Draft) -> Search | None:

@@ -9,7 +9,7 @@ from pipeline.discover.columns import PLACES, SPLITS, Column, column, find_box, 
 from pipeline.discover.draft import Draft
 from pipeline.discover.matching import column_share
 from pipeline.discover.rows import Rows
-from pipeline.discover.search import TASK, Search
+from pipeline.discover.search import Search
 from pipeline.discover.targets import Target
 from pipeline.discover.values import AMOUNTS, LABELS
 from pipeline.errors import UserError, some
@@ -40,8 +40,7 @@ def search_target(search: Search, rows: Rows, draft: Draft) -> Target | None:
         return None
     count = len(column(rows.table, name).distinct)
     why = f"{search.why}; {count} identities to train on" if search.why else f"{count} identities to train on"
-    later = search.later and "task" not in draft.given
-    return Target([name], task, why, until=f"{TASK}()" if later else "")
+    return Target([name], task, why)
 
 
 def _identity(rows: Rows, draft: Draft) -> str:
@@ -98,12 +97,15 @@ def settle_search(search: Search, rows: Rows, target: Target, draft: Draft) -> s
     alone = int((identity.filled.value_counts() == 1).sum())
     if alone:
         count = len(identity.distinct)
-        draft.notes.append(f"{alone} of {count} identities have one image: OOF has nothing of theirs to find")
+        what = (
+            "OOF has nothing of theirs to find" if search.kind == "ids" else "they are new to the member of their fold"
+        )
+        draft.notes.append(f"{alone} of {count} identities have one image: {what}")
     group = _settle_groups(identity, rows, draft) if search.kind == "ids" else draft.given.get("data.group", "")
     cameras = [name for name in map(str, rows.table.columns) if set(words(name)) & CAMERAS and name != identity.name]
     if "data.camera" in draft.given:
         draft.set("data.camera", draft.given["data.camera"], "")
-    elif cameras:
+    elif cameras and search.kind == "ids":
         draft.propose("data.camera", cameras[0], "an image of the same identity by the same camera then counts nowhere")
         draft.open["data.camera"] = OPEN_CAMERA
     return group

@@ -31,8 +31,8 @@ def header(name: str, found: Discovery) -> list[str]:
         f"{name}: {_counts(found)}; {_kind(found)}. Written by stage=new from {folder}: each line says what was seen "
         "there. The file is yours: correct what is wrong, see ./run.sh help config."
     )
-    first = [] if found.target.later else [f"./run.sh competition={name} recipe=quick   a first honest submission"]
-    return [*textwrap.wrap(said, WIDTH, break_on_hyphens=False, break_long_words=False), *first]
+    first = f"./run.sh competition={name} recipe=quick   a first honest submission"
+    return [*textwrap.wrap(said, WIDTH, break_on_hyphens=False, break_long_words=False), first]
 
 
 def title(name: str, found: Discovery) -> str:
@@ -127,13 +127,3 @@ def _block(head: str, items: list[str]) -> list[str]:
     for item in items:
         lines += textwrap.wrap(item, WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
     return lines
-
-
-def later(name: str, found: Discovery) -> str:
-    """The message for a task that this version names but does not have."""
-    task = found.target.task
-    return (
-        f"{found.draft.value('data.folder')} is a {task} competition ({found.target.why}): {_counts(found)}, "
-        f"{_kind(found)}. {writing.path_of(name)} is written, but this version has no task {task} yet; if one label an "
-        "image is meant instead, say so with task=multiclass data.target=COLUMN"
-    )

@@ -19,8 +19,7 @@ from pipeline.tasks import facts
 class Target:
     """columns: of the training table. task: a call-string. separator: between the labels of a cell, if there are any.
 
-    chances: the sample submission has a column for each class. until: the task whose facts hold for one that this
-    version does not have yet.
+    chances: the sample submission has a column for each class.
     """
 
     columns: list[str]
@@ -28,17 +27,11 @@ class Target:
     why: str
     separator: str = ""
     chances: bool = False
-    until: str = ""
-
-    @property
-    def later(self) -> bool:
-        """Whether this version has no such task."""
-        return bool(self.until)
 
     @property
     def facts(self) -> dict[str, Any]:
         """The facts of the task."""
-        return facts(self.until or self.task)
+        return facts(self.task)
 
 
 def find_target(rows: Rows, draft: Draft) -> Target | None:

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from pipeline import lists
 from pipeline.fitting import (
     LEAST,
     affordable,
+    between,
     by_name,
     chance_of,
     climb,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from pipeline.evaluate import Metric
 
 SMALLEST = 1e-15
+CANDIDATE = 10  # looks at a list that sorting it costs
 
 
 # --- thresholds ---------------------------------------------------------------------------------------------------
@@ -198,6 +201,51 @@ class top_k(Stored):
     def readable(self, columns: Sequence[str]) -> dict[str, Any]:
         """The number of labels."""
         return {"k": int(self.fitted["k"])}
+
+
+@part(
+    source="the distance at which kernels of Humpback Whale Identification 2018 put new_whale, found on the metric",
+    order=1,
+    takes=("lists",),
+    wants="decision",
+    allowed={"shrink": (0, None)},
+)
+class new_threshold(Stored):
+    """The similarity at which the answer for new identities stands: whoever is farther is more likely new.
+
+    shrink: rows that the similarity where it stood weighs as much as; the way is measured in the share of rows that it
+    calls new, since cosines crowd.
+    """
+
+    def __init__(self, form: Form, *, shrink: float = 20.0) -> None:
+        super().__init__(form)
+        self.shrink = shrink
+
+    def fit(self, values: np.ndarray, truth: np.ndarray, metric: Metric) -> Self:
+        """values (N, 2n) float32 lists, truth (N,) int64."""
+        default = float(lists.thresholds(values).mean()) if len(values) else lists.NOWHERE
+        self.fitted = {"threshold": np.array(default)}
+        if default <= lists.NOWHERE:  # there is no such answer
+            return self
+        nearest = np.where(lists.unpacked(values)[0] >= 0, lists.unpacked(values)[1], lists.NOWHERE).max(axis=1)
+        found = cuts(nearest, affordable(CANDIDATE * values.size, 10, 100))
+        best = climb(
+            np.array([default]), lambda *_: found, lambda cut: metric.gain(truth, lists.with_threshold(values, cut[0]))
+        )
+        if best[0] != default:
+            edges = between(nearest)
+            shares = np.searchsorted(edges, [default, best[0]]).clip(0, len(nearest))
+            share = shrunk(*shares, len(values), self.shrink)
+            self.fitted = {"threshold": np.array(np.interp(share, np.arange(len(edges)), edges))}
+        return self
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """(N, 2n) lists → the same, the answer for new identities at the threshold."""
+        return lists.with_threshold(values, float(self.fitted["threshold"]))
+
+    def readable(self, columns: Sequence[str]) -> dict[str, Any]:
+        """The similarity."""
+        return {"new": round(float(self.fitted["threshold"]), 6)}
 
 
 # --- classes ------------------------------------------------------------------------------------------------------

@@ -3,9 +3,10 @@
 Form: a class with ``__init__(form, *, …)``, ``fit(values (N, M, C) float32, truth, metric, features=None)``,
 ``predict(values, features=None)`` → (N, C) float32 of the form, ``state()`` and ``load_state(state)``; M runs, C
 columns, truth and values as ``pipeline/forms.py`` says. The rows of a fit may lack classes. Facts: ``takes``, the forms
-that a method understands, all unless it says; ``order`` of simplicity (lower is simpler); ``most_work``, the largest
-N·M·C² at which ``stack.methods=all`` tries the method; ``needs``, a package beyond the project's own. A method with an
-argument ``features`` reads side features (N, F) float64, NaN where one is missing.
+that a method understands, all unless it says; ``also``, others, which it blends by one weight a run; ``order`` of
+simplicity (lower is simpler); ``most_work``, the largest N·M·C² at which ``stack.methods=all`` tries the method;
+``needs``, a package beyond the project's own. A method with an argument ``features`` reads side features (N, F)
+float64, NaN where one is missing.
 
 What fit learns is kept as plain arrays and texts in ``fitted``, and predict reads nothing else: the same state gives
 the same bytes, and no pickle is ever needed.
@@ -38,7 +39,7 @@ class Weighted(Stored):
         return self.form.finish(np.einsum("nmc,m->nc", values.astype(np.float64), self.fitted["weights"]))
 
 
-@part(source="the best run by the metric", order=0)
+@part(source="the best run by the metric", order=0, also=("lists",))
 class single(Weighted):
     """The run with the best metric on the rows of the fit; a tie goes to the least distance, then to the first."""
 
@@ -49,7 +50,7 @@ class single(Weighted):
         return self
 
 
-@part(source="plain average of the runs' values", order=1)
+@part(source="plain average of the runs' values", order=1, also=("lists",))
 class mean(Weighted):
     """The plain mean over the runs."""
 
@@ -59,7 +60,7 @@ class mean(Weighted):
         return self
 
 
-@part(source="Caruana et al. 2004, section 2: forward selection with replacement", order=3)
+@part(source="Caruana et al. 2004, section 2: forward selection with replacement", order=3, also=("lists",))
 class hill_climb(Weighted):
     """Greedy forward selection with replacement from the best run on; the best bag on the way stays.
 

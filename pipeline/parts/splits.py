@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.errors import UserError, some
 from pipeline.registry import part
 
+LEAST_NEW = 0.1  # share of rows that are new to the member of their fold
 MOST_GROUPS = 100  # members of one run; a model of each
 
 
@@ -80,6 +81,45 @@ def group_kfold(target: np.ndarray, column: np.ndarray | None, count: int, seed:
 def identity_kfold(target: np.ndarray, column: np.ndarray | None, count: int, seed: int) -> np.ndarray:
     """Keep each class in one fold, which no member that predicts it has seen; fold sizes as equal as that allows."""
     return _deal_groups(np.zeros(len(target), dtype=np.int64), target, count, seed)
+
+
+@part(
+    source="classes held out whole beside stratified_kfold; how many by Good 1953 (Good-Turing)",
+    takes=("classes",),
+    allowed={"share": (0, 0.9)},
+)
+def new_identity_kfold(
+    target: np.ndarray, column: np.ndarray | None, count: int, seed: int, *, share: float | None = None
+) -> np.ndarray:
+    """Keep some classes in one fold each, whose member they are new to; deal the rows of the others like cards.
+
+    share: of a fold's rows those that are new to its member. Classes of one row are new by nature, and so are rows
+    without a class (""); more classes are drawn at random until there are enough. null: as many as the table promises
+    of the next image, which is the share of rows that are new by nature (Good 1953), but a tenth at least, since
+    without any no threshold can be fitted.
+    """
+    _check_enough(len(target), count)
+    names, of_row, sizes = np.unique(target, return_inverse=True, return_counts=True)
+    nameless, whole = names == "", (sizes == 1) & (names != "")
+    if (whole | nameless).all():
+        raise UserError(
+            "folds.method=new_identity_kfold() needs identities of two rows, which two folds can share, but each has "
+            "one; correct data.target"
+        )
+    new = int(sizes[whole | nameless].sum())
+    wanted = (max(LEAST_NEW, new / len(target)) if share is None else share) * len(target)
+    for place in np.random.default_rng([seed, 1]).permutation(len(names)):
+        left = np.count_nonzero(~(whole | nameless))
+        if left > 2 and not (whole | nameless)[place] and new + sizes[place] / 2 <= wanted:
+            whole[place], new = True, new + int(sizes[place])
+    folds, rest = np.empty(len(target), dtype=np.int64), np.flatnonzero(~whole[of_row])
+    folds[rest] = _deal(of_row[rest], count, seed)
+    filled = np.zeros(count, dtype=np.int64)
+    shuffled = np.random.default_rng(seed).permutation(np.flatnonzero(whole))
+    for place in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:
+        folds[of_row == place] = filled.argmin()
+        filled[filled.argmin()] += sizes[place]
+    return folds
 
 
 @part(

@@ -82,7 +82,9 @@ def _examine(config: Config, competition: Competition) -> dict[str, Any]:
         )
     elif strata is not None:
         folds = _folds(config, competition)
-        more, rare = balance.identities(strata, folds) if open_set else balance.targets(strata, columns, folds)
+        known = strata != "" if open_set else np.ones(len(strata), dtype=bool)  # rows of new ones have no identity
+        own = None if folds is None else folds[known]
+        more, rare = balance.identities(strata[known], own) if open_set else balance.targets(strata, columns, folds)
         sheets, findings = [*sheets, *more], findings + rare
     first = duplicates.exact(seen)
     caption = functools.partial(_caption, seen, competition)

@@ -16,7 +16,7 @@ from pipeline.console import Outcome, say
 from pipeline.errors import UserError
 from pipeline.runs import Run, predicted_runs
 from pipeline.stages import predict, train
-from pipeline.tasks import facts, task_for
+from pipeline.tasks import facts, lacks, task_for
 
 LEAK = {
     "member": "",
@@ -27,6 +27,8 @@ LEAK = {
 
 def run(config: Config) -> list[Outcome]:
     """Train and predict the run ``<student>-distilled`` from the teachers' soft labels."""
+    if why := lacks(config, "distill"):
+        return [Outcome("distill", note=why)]
     began = time.perf_counter()
     if config.fold == ["full"]:
         raise UserError("stage=distill teaches the members of folds; fold=full has none: use fold=all")

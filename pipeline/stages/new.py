@@ -37,10 +37,8 @@ def run(config: Config) -> list[Outcome]:
     found.draft.set("data.folder", _relative(found.rows.folder.path), "where the tables and images lie")
     text = writing.render(found.draft, summary.header(name, found))
     layer = writing.parsed(text, f"configs/competition/{name}.yaml")
-    read = None if found.target.later else _read(name, layer)
+    read = _read(name, layer)
     reused = _write(name, text, config.overwrite)
-    if read is None:
-        raise UserError(summary.later(name, found))
     changed = writing.make_current(name)
     path = root() / "runs" / name / "preview.png"
     preview.draw(*read, summary.title(name, found), path)

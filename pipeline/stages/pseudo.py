@@ -18,13 +18,15 @@ from pipeline.errors import UserError
 from pipeline.maps import joined
 from pipeline.runs import Run, test_parts
 from pipeline.stages import predict, train
-from pipeline.tasks import Task, task_for
+from pipeline.tasks import Task, lacks, task_for
 
 SHIFTS = ("identity()", "shift(x=2,y=0)", "shift(x=-2,y=0)", "shift(x=0,y=2)", "shift(x=0,y=-2)")
 
 
 def run(config: Config) -> list[Outcome]:
     """Train the rounds R-r1, R-r2, … of run R; a round that does not gain beyond one paired se ends them."""
+    if why := lacks(config, "pseudo"):
+        return [Outcome("pseudo", note=why)]
     teacher = Run(config, artefacts.run_name(config))
     teacher = Run(teacher.as_trained(), teacher.name)
     if config.fold == ["full"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from pipeline.artefacts import folds_file, shown
 from pipeline.competition import load
 from pipeline.config import Config
 from pipeline.console import Outcome, say
-from pipeline.folds import NEVER, ensure_folds
+from pipeline.folds import NEVER, ensure_folds, learns_from
 from pipeline.tasks import task_for
 
 
@@ -29,21 +30,24 @@ def run(config: Config) -> list[Outcome]:
     if competition.masks:
         say(_table_of_masks(folds, task.covered(competition.targets)))
     else:
-        say(_table(folds, task.strata(competition.targets)))
+        learned = functools.partial(learns_from, config, folds)
+        truth = task.form.apart(task.targets(competition.targets), folds, learned)
+        say(_table(folds, task.strata(competition.targets), task.form.unseen(truth)))
     facts = {"folds": int(folds.max()) + 1, "rows": len(folds)}
     note = f"{facts['folds']} folds of {facts['rows']} rows"
     return [Outcome("split", seconds=time.perf_counter() - began, note=note, reused=reused, facts=facts)]
 
 
-def _table(folds: np.ndarray, strata: np.ndarray) -> str:
-    """A line a fold: its rows, and the classes in it or the mean of its numbers."""
+def _table(folds: np.ndarray, strata: np.ndarray, new: np.ndarray | None) -> str:
+    """A line a fold: its rows, the classes in it or the mean of its numbers, and the share new to its member."""
     numbers = strata.dtype.kind == "f"
-    lines = [f"fold   rows  {'mean' if numbers else 'classes':>7}"]
+    lines = [f"fold   rows  {'mean' if numbers else 'classes':>7}{'' if new is None else '    new'}"]
     for fold in np.unique(folds):
         inside = strata[folds == fold]
         seen = (inside.sum(axis=0) > 0).sum() if inside.ndim == 2 else len(set(inside.tolist()))
         name = "all" if fold == NEVER else fold  # every member learns from these rows
-        lines.append(f"{name:>4}  {len(inside):>5}  {f'{inside.mean():.4g}' if numbers else seen:>7}")
+        share = "" if new is None or fold == NEVER else f"  {new[folds == fold].mean():>5.1%}"
+        lines.append(f"{name:>4}  {len(inside):>5}  {f'{inside.mean():.4g}' if numbers else seen:>7}{share}")
     return "\n".join(lines)
 
 

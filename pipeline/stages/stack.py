@@ -28,6 +28,7 @@ from pipeline.console import Outcome
 from pipeline.errors import UserError
 from pipeline.features import Features
 from pipeline.forms import EMBEDDINGS, FORMS, MAPS
+from pipeline.lists import TABLES
 from pipeline.members import begin
 from pipeline.nested import Candidate, Table
 from pipeline.runs import Run
@@ -103,7 +104,7 @@ def build(config: Config, table: Table, calls: list[str]) -> Level2:
 def read_table(config: Config, members: list[Run], task: Task, side: Features | None) -> Table:
     """The OOF values of the members with the truth of their rows, dealt for nested cross-validation."""
     first = members[0]
-    oof = np.stack([read(member.name, [member.oof()], task.columns)[0] for member in members], axis=1)
+    oof = np.stack(task.form.aligned([read(member.name, [member.oof()], task)[0] for member in members]), axis=1)
     return Table(
         [member.name for member in members],
         oof,
@@ -116,7 +117,9 @@ def read_table(config: Config, members: list[Run], task: Task, side: Features | 
 
 def answers(members: list[Run], task: Task, made: Level2, side: Features | None) -> np.ndarray:
     """(M, C) float64, what is submitted: each fold's members stacked and decided alone, then averaged."""
-    test = np.stack([read(member.name, member.tests(), task.columns) for member in members], axis=2)
+    each = [read(member.name, member.tests(), task) for member in members]
+    every = task.form.aligned([values for folds in zip(*each, strict=True) for values in folds])
+    test = [np.stack(every[place : place + len(members)], axis=1) for place in range(0, len(every), len(members))]
     values = [made.stacker.predict(fold, None if side is None else side.test) for fold in test]
     return np.stack([made.decision.apply(v) if made.decision else v for v in values]).mean(axis=0, dtype=np.float64)
 
@@ -146,8 +149,8 @@ def methods(config: Config, work: float) -> list[str]:
 
 def _named(config: Config, text: str, form: str, key: str) -> str:
     part, call = registry.bind("level2", text)
-    if form not in part.facts.get("takes", FORMS):
-        fits = [name for name, other in registry.parts("level2").items() if form in other.facts.get("takes", FORMS)]
+    if not _takes(part.facts, form):
+        fits = [name for name, other in registry.parts("level2").items() if _takes(other.facts, form)]
         raise UserError(f"{key}={text}, but task={config.task} has {form}; methods that take them: {', '.join(fits)}")
     if reads_features(text) and not config.stack.features:
         raise UserError(
@@ -158,7 +161,11 @@ def _named(config: Config, text: str, form: str, key: str) -> str:
 
 def _feasible(facts: dict[str, Any], form: str, work: float) -> bool:
     installed = "needs" not in facts or importlib.util.find_spec(facts["needs"]) is not None
-    return form in facts.get("takes", FORMS) and installed and work <= facts.get("most_work", float("inf"))
+    return _takes(facts, form) and installed and work <= facts.get("most_work", float("inf"))
+
+
+def _takes(facts: dict[str, Any], form: str) -> bool:
+    return form in facts.get("takes", FORMS) or form in facts.get("also", ())
 
 
 def _reads(name: str) -> bool:
@@ -189,15 +196,15 @@ def with_features(config: Config, competition: Competition, calls: list[str]) ->
     return [call for call in calls if call not in reading], None
 
 
-def read(name: str, members: list[Predictions], columns: list[str]) -> np.ndarray:
-    """(K, N, C) float32: the values of a run's K predictions, which must have the task's columns."""
+def read(name: str, members: list[Predictions], task: Task) -> list[np.ndarray]:
+    """K of (N, C) float32: the values of a run's K predictions, which must have the task's columns."""
     for member in members:
-        if member.values.shape[1] != len(columns):
+        if not task.form.searched and member.values.shape[1] != len(task.columns):
             raise UserError(
-                f"the run {name} predicts {member.values.shape[1]} columns, but the task has {len(columns)}; train and "
-                f"predict it again, or leave it out: stack.members=…"
+                f"the run {name} predicts {member.values.shape[1]} columns, but the task has {len(task.columns)}; "
+                f"train and predict it again, or leave it out: stack.members=…"
             )
-    return np.stack([member.values for member in members])
+    return [member.values for member in members]
 
 
 def choose(name: str, candidates: list[Candidate], table: Table) -> tuple[Candidate, str]:
@@ -239,7 +246,7 @@ def read_stacker(folder: Path) -> Any:
     """The fitted stacker of a level-2 folder, ready to predict."""
     state = read_state(folder / "stacker.npz")
     call = artefacts.read_json(folder / "level2.json")["method"]
-    return registry.build("level2", call)(FORMS[state["form"]]).load_state(state)
+    return registry.build("level2", call)(TABLES[state["form"]]).load_state(state)
 
 
 def read_decision(folder: Path) -> Any:
@@ -248,7 +255,7 @@ def read_decision(folder: Path) -> Any:
     if call is None:
         return None
     state = read_state(folder / "decision.npz")
-    return registry.build("decisions", call)(FORMS[state["form"]]).load_state(state)
+    return registry.build("decisions", call)(TABLES[state["form"]]).load_state(state)
 
 
 def describe(made: Level2, side: Features | None) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def _from_run(config: Config, competition: Competition, task: Task, name: str) -
 
 
 def _rows(competition: Competition, task: Task, predictions: Predictions) -> pd.DataFrame:
-    if not task.form.directions and predictions.values.shape[1] != len(task.columns):
+    if not task.form.searched and predictions.values.shape[1] != len(task.columns):
         raise UserError(
             f"the predictions have {predictions.values.shape[1]} columns, but the task has "
             f"{len(task.columns)}; the training table has changed: train and predict again"

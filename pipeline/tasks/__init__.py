@@ -2,15 +2,17 @@
 
 Form: ``f(config, competition, *, …) -> Task``. Facts: ``form`` of truth and values and ``learns``, the form of what the
 network is trained on (see ``pipeline/forms.py``); ``spatial``, that these are masks; ``strata``, the form of what
-splits balance, if it is another; ``scored``, what metrics see, if it is no form of values; ``open_set``, that the test
-asks for what training never shows; ``sure``, the usual least confidence of a pseudo-label, if it is not 0.9; ``loss``,
-``metric``, ``split``, ``group_split``, ``decoder`` and ``cut``, defaults, in which ``{argument}`` stands for the task's
-own argument. A fact that is a dict is chosen by the argument that the fact ``by`` names. Nothing outside this folder
-asks which task it is.
+splits balance, if it is another; ``seen``, what views and merges see, if it is another; ``scored``, what metrics see,
+if it is no form of values; ``open_set``, that the test asks for what training never shows, and ``whole``, that it asks
+for nothing else; ``never``, arguments and keys that have no meaning for it; ``without``, stages that it lacks;
+``sure``, the usual least confidence of a pseudo-label, if it is not 0.9; ``loss``, ``metric``, ``split``,
+``group_split``, ``decoder`` and ``cut``, defaults, in which ``{argument}`` stands for the task's own argument. A fact
+that is a dict is chosen by the argument that the fact ``by`` names. Nothing outside this folder asks which task it is.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline import registry
@@ -141,9 +143,9 @@ def check(config: Config) -> None:
         "sampler": ("samplers", config.sampler, known["learns"]),
         "metric": ("metrics", config.metric, known.get("scored", known["form"])),
         "folds.method": ("splits", config.folds.method, known.get("strata", known["form"])),
-        "merge": ("merges", config.merge, known["form"]),
+        "merge": ("merges", config.merge, known.get("seen", known["form"])),
         "cut": ("cuts", config.cut, known["form"]),
-        "views": ("views", config.views, known["form"]),
+        "views": ("views", config.views, known.get("seen", known["form"])),
     }
     if not known.get("spatial"):
         given["features.classifier"] = ("classifiers", config.features.classifier, known["learns"])
@@ -154,6 +156,7 @@ def check(config: Config) -> None:
         _check_scale(config, one)
     _check_pairs(config, str(known["learns"]))
     _check_open_set(config, bool(known.get("open_set")))
+    _check_never(config, known.get("never", ()))
     _check_spatial(config, bool(known.get("spatial")))
 
 
@@ -260,6 +263,26 @@ def _check_open_set(config: Config, open_set: bool) -> None:
             f"distill.source={config.distill.source} has several members label a student's rows, whose embeddings "
             f"task={config.task} cannot compare; leave it out for distill.source=member"
         )
+
+
+def _check_never(config: Config, names: tuple[str, ...]) -> None:
+    """Arguments of the task, and keys, that have no meaning for it."""
+    arguments = registry.complete_arguments("tasks", config.task)
+    for name in names:
+        value = arguments[name] if name in arguments else functools.reduce(getattr, name.split("."), config)
+        if value:
+            shown = ",".join(value) if isinstance(value, list) else value
+            raise UserError(f"{name}={shown} has no meaning for task={config.task}; leave it out")
+
+
+def lacks(config: Config, stage: str) -> str:
+    """Why a recipe leaves a stage out, empty if it does not; UserError where the user asked for that stage."""
+    if stage not in facts(config.task).get("without", ()):
+        return ""
+    why = f"stage={stage} is not made for task={config.task}, whose test images search the training images of all folds"
+    if config.arguments.get("stage") == stage:
+        raise UserError(f"{why}: nothing may learn from what they find; leave it out")
+    return why
 
 
 def refuse_spatial(config: Config) -> None:

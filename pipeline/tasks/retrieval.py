@@ -31,28 +31,57 @@ NO_CAMERA = -1
 
 @part(
     source="Musgrave et al. 2020 (A metric learning reality check); junk and pools as Zheng et al. 2015 (Market-1501)",
-    form="embeddings",
+    by="kind",
+    form={"ids": "embeddings", "labels": "lists"},
+    seen="embeddings",
     learns="classes",
     scored="ranks",
     strata="classes",
     open_set=True,
+    whole={"ids": True, "labels": False},
     loss="cross_entropy()",
-    metric="mean_average_precision(k=20)",
+    metric={"ids": "mean_average_precision(k=20)", "labels": "mean_average_precision(k=5)"},
     sure=0.5,
-    split="identity_kfold()",
-    group_split="group_kfold()",
-    allowed={"kind": ("ids",)},
+    split={"ids": "identity_kfold()", "labels": "new_identity_kfold()"},
+    group_split={"ids": "group_kfold()", "labels": "stratified_group_kfold()"},
+    without={"ids": (), "labels": ("pseudo", "distill")},
+    never={
+        "ids": ("new",),
+        "labels": (
+            "itself",
+            "rerankings",
+            "data.camera",
+            "data.role",
+            "data.gallery",
+            "train.labels",
+            "train.soft",
+        ),
+    },
+    allowed={"kind": ("ids", "labels")},
 )
-def retrieval(config: Config, competition: Competition, *, kind: str = "ids", itself: bool = False) -> Retrieval:
-    """Ranked ids of the images that show what a query shows; data.target names the identities to train on.
+def retrieval(
+    config: Config, competition: Competition, *, kind: str = "ids", itself: bool = False, new: str = ""
+) -> Retrieval:
+    """Ranked ids of the images that show what a query shows, or the identities; data.target names those to train on.
 
-    kind: what is answered. itself: where all test rows search each other, a query stands first in its own answer.
+    kind: what is answered, ids of a gallery, or labels: identities, found among the training images. itself: where all
+    test rows search each other, a query stands first in its own answer. new: of labels, the answer for an identity that
+    training lacks, such as new_whale; empty: there is none.
     """
     identities = _identities(config, competition)
+    if kind == "labels":
+        from pipeline.tasks.recognition import Recognition  # it stands on this module
+
+        return Recognition(identities, _depth(config), new, config.lists)
     cameras = competition.column(config.data.camera, "data.camera") if config.data.camera else None
-    depth = int(registry.complete_arguments("metrics", config.metric).get("k", 1))
     found = competition.labelled(config.train.labels)
-    return Retrieval(identities, competition, cameras, depth, config.rerankings, itself, found, config.pseudo.core)
+    depth, core = _depth(config), config.pseudo.core
+    return Retrieval(identities, competition, cameras, depth, config.rerankings, itself, found, core)
+
+
+def _depth(config: Config) -> int:
+    """How many answers the metric looks at."""
+    return int(registry.complete_arguments("metrics", config.metric).get("k", 1))
 
 
 def _identities(config: Config, competition: Competition) -> list[str]:
@@ -186,7 +215,7 @@ class Retrieval:
         Or truth (N,) of sets and values (N,) of lists, as a solution and a submission hold them.
         """
         if truth.dtype == object:
-            return _judged_lists(truth, values)
+            return judged_lists(truth, values)
         calls = self.rerankings if rerankings is None else rerankings
         junk = _most_junk(truth)
         relevant = np.zeros(len(truth), dtype=np.int64)
@@ -236,27 +265,28 @@ class Retrieval:
 
     def values(self, frame: pd.DataFrame, sample: pd.DataFrame) -> np.ndarray:
         """(Q,) lists of ids."""
-        return _objects([cell.split() for cell in frame[str(sample.columns[1])].fillna("").astype(str)])
+        return objects([cell.split() for cell in frame[str(sample.columns[1])].fillna("").astype(str)])
 
     def truth(self, solution: pd.DataFrame, sample: pd.DataFrame) -> np.ndarray:
         """(Q,) sets of the ids that match; an empty one counts nowhere."""
         answer = str(sample.columns[1])
         cells = solution[answer if answer in solution.columns else solution.columns[1]].fillna("").astype(str)
-        return _objects([frozenset(cell.split()) for cell in cells])
+        return objects([frozenset(cell.split()) for cell in cells])
 
 
 @dataclass(frozen=True)
 class Lists:
-    """Different ids of a gallery between blanks, at least one, at most so many."""
+    """Different ids between blanks, at least one, at most so many. kind: of what these are, for the fault."""
 
     ids: frozenset[str]
     most: int
+    kind: str = "ids of the gallery"
     text: bool = True
 
     @property
     def what(self) -> str:
         """The fault."""
-        return f"holds no list of 1 to {self.most} different ids of the gallery"
+        return f"holds no list of 1 to {self.most} different {self.kind}"
 
     def wrong(self, cells: pd.Series) -> pd.Series:
         """True where a cell is no such list."""
@@ -266,7 +296,7 @@ class Lists:
         return 0 < len(set(ids)) == len(ids) <= self.most and self.ids.issuperset(ids)
 
 
-def _judged_lists(truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def judged_lists(truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sets (Q,) that match and lists (Q,) of answers → as ``ranking.judge``."""
     longest = max((len(answer) for answer in values), default=0)
     answers = np.full((len(values), max(1, longest)), MISS, dtype=np.int8)
@@ -282,7 +312,7 @@ def _most_junk(truth: np.ndarray) -> int:
     return int(np.unique(truth, axis=0, return_counts=True)[1].max())
 
 
-def _objects(values: list[Any]) -> np.ndarray:
+def objects(values: list[Any]) -> np.ndarray:
     found = np.empty(len(values), dtype=object)
     found[:] = values
     return found
