@@ -110,6 +110,12 @@ install() {
     say "the environment .venv is ready after $((SECONDS - begun)) s"
 }
 
+cores() { # at most four: each process holds torch
+    local there
+    there=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+    echo "$((there < 4 ? there : 4))"
+}
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 case ${1:-} in
@@ -129,7 +135,13 @@ fi
 
 python=$environment/bin/python3
 case ${1:-} in
-    test) shift && exec "$python" -m pytest "$@" ;;
+    test)
+        shift
+        # All tests: a process a core, each computing with one thread; files stay whole, since tests of one share trainings.
+        [[ $# -gt 0 ]] || export OMP_NUM_THREADS=1
+        [[ $# -gt 0 ]] || set -- --numprocesses="$(cores)" --dist=loadfile
+        exec "$python" -m pytest "$@"
+        ;;
     lint)
         "$python" -m ruff check .
         "$python" -m ruff format --check .

@@ -107,6 +107,12 @@ def test_arguments_reach_pytest_and_no_arguments_the_pipeline(checkout: Checkout
     assert checkout.run("lint").stdout.splitlines()[-1] == "ran -m mypy"
 
 
+def test_all_tests_run_side_by_side_on_four_cores_at_most(checkout: Checkout) -> None:
+    ran = re.fullmatch(r"ran -m pytest --numprocesses=(\d) --dist=loadfile\n", checkout.run("test").stdout)
+    assert ran
+    assert 1 <= int(ran[1]) <= min(4, os.cpu_count() or 1)
+
+
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
 def test_changed_contents_install_again_and_touched_files_do_not(checkout: Checkout, name: str) -> None:
     checkout.run("help")
@@ -193,8 +199,8 @@ def test_a_fitting_active_environment_is_used_and_checked_once(checkout: Checkou
     assert f"using the active environment {home}" in done.stderr
     checkout.run("help", **active)
     assert checkout.calls == ["-m pipeline help"]
-    checkout.run("test", **active)
-    assert checkout.calls == ["-m pipeline.environment lacks core test", "-m pytest"]
+    checkout.run("test", "-q", **active)
+    assert checkout.calls == ["-m pipeline.environment lacks core test", "-m pytest -q"]
     assert not (checkout.folder / ".venv").exists()
 
 
