@@ -36,6 +36,8 @@ def prepare(learner: Learner, config: Config, devices: int = 1) -> nn.Module:
     if config.train.checkpointing:
         checkpoint(learner.network.backbone, config.backbone)
     if config.train.compile:
+        # code compiled before, for the same net without an auxiliary classifier, must not serve one that is watched
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
         learner.network.backbone.compile()  # in place: the names of its weights and its copies stay plain
     module: nn.Module = learner
     for text in registry.unfold("optims", config.optim):

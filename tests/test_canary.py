@@ -144,6 +144,7 @@ def test_distillation_stays_at_chance(canary, student):
     assert canary.oof(student) <= LIMIT
 
 
+@pytest.mark.slow
 def test_distillation_from_oof_leaks_at_second_order_and_says_so(canary):
     """Its teachers saw the student's fold: over six seeds OOF came to 0.31 ± 0.01, where chance is 0.25."""
     from pipeline.stages import distill
@@ -197,6 +198,7 @@ def test_a_stack_stays_at_chance(canary, pseudo, student):
     assert accuracy(nested.align(load(small.config()).train["id"].to_numpy()).values, truth()) <= LIMIT
 
 
+@pytest.mark.slow
 def test_the_naive_variant_leaks(canary):
     """The average of all members' test predictions, given to every member: the usual way, and a leak."""
     run, task = Run(small.config(), "tiny"), Multiclass(CLASSES)
@@ -267,6 +269,7 @@ def test_distilled_masks_stay_at_chance(masks):
     assert oof_of_masks("tiny-distilled") <= HALF
 
 
+@pytest.mark.slow
 def test_the_naive_variant_leaks_masks(masks):
     """Each member is given the test maps of the other one, which has seen its fold."""
     run = drawn("tiny")
@@ -344,6 +347,7 @@ def test_a_teachers_relations_stay_at_chance(identities, most_by_chance):
     assert oof_of_identities("tiny-distilled") <= most_by_chance
 
 
+@pytest.mark.slow
 def test_clusters_of_all_members_leak(identities, most_by_chance):
     """All members' embeddings side by side, whose clusters are given to each: the usual way."""
     run = drawn("tiny")

@@ -40,13 +40,15 @@ class Corner(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.normalise = network.Normalise([0.5], [0.5])
-        self.blueprint = SimpleNamespace(state={})
+        self.blueprint = SimpleNamespace(state={}, embeds=False)
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         return self.normalise(images)
 
     def outputs(self, prepared: torch.Tensor) -> torch.Tensor:
         return prepared[:, 0, :2, :2].flatten(1)
+
+    predicted = outputs
 
 
 def corner(images: np.ndarray) -> np.ndarray:

@@ -87,8 +87,11 @@ def test_groups_stay_together(name: str, form: str) -> None:
         assert np.ptp(np.bincount(folds)) <= 2 * np.unique(group, return_counts=True)[1].max()
 
 
+OF_ROWS = [pair for pair in TAKEN if "identity" not in pair[0]]  # the others need so many identities
+
+
 @settings(max_examples=60, deadline=None)
-@given(some.integers(0, 10_000), some.integers(2, 6), some.integers(0, 8), some.sampled_from(TAKEN))
+@given(some.integers(0, 10_000), some.integers(2, 6), some.integers(0, 8), some.sampled_from(OF_ROWS))
 def test_as_few_rows_as_there_are_folds_leave_none_empty(seed: int, count: int, more: int, taken) -> None:
     name, form = taken
     rows = count + more
