@@ -167,14 +167,11 @@ def choose(ways: list[Blend], oof: Oof) -> tuple[Blend, str]:
     """The simplest within one paired standard error of the best; the best single run is the simplest."""
     metric = oof.metric
     best = max(ways, key=lambda way: metric.sign * way.score.value)
+    if len(ways) == 1:
+        return best, "the only one"
     singles = sorted((w for w in ways if w.call in oof.names), key=lambda way: -metric.sign * way.score.value)[:1]
-    for way in [*singles, *(way for way in ways if way.call not in oof.names)]:
-        gain, error = evaluate.paired(metric, way.added, best.added)
-        if way is not best and gain <= error:
-            return way, f"the simplest within one paired standard error of {best.call}"
-        if way is best:
-            break
-    return best, "the best nested score" if len(ways) > 1 else "the only one"
+    simplest_first = [*singles, *(way for way in ways if way.call not in oof.names)]
+    return evaluate.simplest(simplest_first, best, lambda one, best: evaluate.paired(metric, one.added, best.added))
 
 
 # --- the weights of a blend ---------------------------------------------------------------------------------------

@@ -19,13 +19,12 @@ def embed(network: Network, store: Store, rows: np.ndarray, batch: int, label: s
 
     network: in eval mode, on its device. store: images by row number. batch: images a step.
     """
-    device, wanted = network.normalise.scale.device, next(network.head.parameters()).dtype
+    device = network.normalise.scale.device
     found: list[np.ndarray] = []
     with console.progress(label, len(rows)) as advance:
         blocks = (rows[start : start + batch] for start in range(0, len(rows), batch))
         for images, _ in prefetch(channels_first(store.take(block)) for block in blocks):
-            features = network.backbone(network.prepare(images.to(device, non_blocking=True)))
-            pooled = network.pool(features.to(wanted)).flatten(1).float()
+            pooled = network.vectors(network.prepare(images.to(device, non_blocking=True))).float()
             found.append(torch.nn.functional.normalize(pooled, dim=1).cpu().numpy())
             advance(len(images))
     return np.concatenate(found) if found else np.zeros((0, network.pool.features), dtype=np.float32)

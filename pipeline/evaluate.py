@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -118,6 +118,34 @@ class RankMetric(Metric):
 def _mean(rows: np.ndarray) -> float:
     known = rows[~np.isnan(rows)]
     return float(known.mean()) if len(known) else math.nan
+
+
+class Named(Protocol):
+    """What is chosen among: ``call`` is its name."""
+
+    @property
+    def call(self) -> str:
+        """As the tables show it."""
+
+
+Choice = TypeVar("Choice", bound=Named)
+
+
+def simplest(
+    candidates: Sequence[Choice], best: Choice, lost: Callable[[Choice, Choice], tuple[float, float]]
+) -> tuple[Choice, str]:
+    """The simplest candidate within one paired standard error of the best; and why: complexity must be earned.
+
+    candidates: the simplest first. best: of the best nested score. lost: (one, best) → how much better the best is than
+    one, and the paired standard error of that.
+    """
+    for one in candidates:
+        if one is best:
+            break
+        gain, error = lost(one, best)
+        if gain <= error * (1 + 1e-9):  # equal but for rounding is not beyond
+            return one, f"the simplest within one paired standard error of {best.call}, the best nested score"
+    return best, "the best nested score, and nothing simpler is within one paired standard error of it"
 
 
 def direction(call: str) -> int:

@@ -138,13 +138,7 @@ def choose(candidates: Sequence[Candidate], table: Table) -> tuple[Candidate, st
     gains = {c.call: table.metric.gain(table.truth, c.values) for c in candidates}
     simplest_first = sorted(candidates, key=lambda c: (c.order, -gains[c.call]))
     best = max(simplest_first, key=lambda c: gains[c.call])
-    for candidate in simplest_first:
-        if candidate is best:
-            break
-        lost, se = paired(candidate.values, best.values, table)
-        if lost <= se * (1 + 1e-9):  # equal but for rounding is not beyond
-            return candidate, f"the simplest within one paired standard error of {best.call}, the best nested score"
-    return best, "the best nested score, and nothing simpler is within one paired standard error of it"
+    return evaluate.simplest(simplest_first, best, lambda one, best: paired(one.values, best.values, table))
 
 
 # --- decisions ----------------------------------------------------------------------------------------------------

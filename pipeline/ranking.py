@@ -179,6 +179,19 @@ def judge(
     return relevant - _counts(*_pairs(queries, gallery, asked, taken)), answers
 
 
+def judge_pool(
+    search: Search, identity: np.ndarray, camera: np.ndarray, k: int, first: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same of a pool that searches itself: k answers of each of its first rows (None: of all), and what junk adds.
+
+    identity (G,); camera (G,) int64, negative: none, which is like no other.
+    """
+    apart = np.where(camera < 0, -1 - np.arange(len(camera)), camera)
+    junk = int(np.unique(np.stack([identity, apart]), axis=1, return_counts=True)[1].max()) - 1
+    places = search.nearest(k + junk, first)[1]
+    return judge(places, identity[:first], identity, (apart[:first], apart), alone=True)
+
+
 def judge_labels(answers: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same of ranked labels (Q, k), by name or code: each query has one to find, its own (Q,)."""
     return np.ones(len(truth), dtype=np.int64), np.where(answers == truth[:, None], HIT, MISS).astype(np.int8)

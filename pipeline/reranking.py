@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline import ranking, registry
+from pipeline import evaluate, ranking, registry
 from pipeline.errors import UserError
 from pipeline.evaluate import Metric, Score
 from pipeline.forms import CAMERA, IDENTITY, POOL
@@ -86,8 +86,7 @@ class Pools:
     """
 
     def __init__(self, truth: np.ndarray, metric: Metric, seed: int) -> None:
-        self.identity, pool, camera = truth[:, IDENTITY], truth[:, POOL], truth[:, CAMERA]
-        self.camera = np.where(camera < 0, -1 - np.arange(len(truth)), camera)  # none is like no other
+        self.identity, pool, self.camera = truth[:, IDENTITY], truth[:, POOL], truth[:, CAMERA]
         self.metric = metric
         self.k = int(registry.complete_arguments("metrics", metric.name)["k"])
         self.rows: list[np.ndarray] = []
@@ -113,11 +112,8 @@ class Pools:
     def judged(self, search: Search, place: int, first: int | None = None) -> np.ndarray:
         """(first,) float64: what the first queries of a pool add to the metric; all of them where first is None."""
         rows = self.rows[place]
-        asked = rows[:first]
-        cameras = self.camera[asked], self.camera[rows]
-        junk = np.unique(np.stack([self.identity[rows], cameras[1]]), axis=1, return_counts=True)[1].max() - 1
-        answers = search.nearest(self.k + int(junk), first)[1]
-        return self.metric.rows(*ranking.judge(answers, self.identity[asked], self.identity[rows], cameras, alone=True))
+        judged = ranking.judge_pool(search, self.identity[rows], self.camera[rows], self.k, first)
+        return self.metric.rows(*judged)
 
     def added(self, values: np.ndarray, calls: Sequence[str], places: Sequence[int], drawn: bool = False) -> np.ndarray:
         """(N,) float64: what queries of these pools add, of embeddings (N, D) under re-rankings; NaN is not asked."""
@@ -167,13 +163,7 @@ def score(added: np.ndarray, parts: np.ndarray) -> Score:
 def choose(candidates: Sequence[Chosen], metric: Metric) -> tuple[Chosen, str]:
     """The simplest within one paired standard error of the best; and why. candidates: the simplest first."""
     best = max(candidates, key=lambda one: metric.sign * one.score.value)
-    for one in candidates:
-        if one is best:
-            break
-        lost, error = paired(metric, one.added, best.added)
-        if lost <= error * (1 + 1e-9):  # equal but for rounding is not beyond
-            return one, f"the simplest within one paired standard error of {best.call}, the best nested score"
-    return best, "the best nested score, and nothing simpler is within one paired standard error of it"
+    return evaluate.simplest(candidates, best, lambda one, best: paired(metric, one.added, best.added))
 
 
 # --- what is tried ------------------------------------------------------------------------------------------------

@@ -274,6 +274,8 @@ def test_a_row_is_unpaired_without_its_like_or_without_another(drawn):
     [
         (["metric=accuracy()"], "task=retrieval() has ranks; those that fit:"),
         (["pairs=triplet()", "pair_weights=1,2"], "give one weight for each"),
+        (["pairs=", "loss_weight=2"], "loss_weight=2.0 weighs losses of pairs, of which there are none"),
+        (["loss=l_softmax()", "head=inner_product()", "pairs=", "auxiliary=middle()"], "auxiliary=middle() does not"),
         (["pairs=triplet()", "mix=mixup()"], "does not go with mix=mixup()"),
         (["rerankings=k_reciprocal(),query_expansion()"], "put it last"),
         (["rerankings=k_recip()"], "k_reciprocal"),

@@ -228,6 +228,10 @@ def _has(spatial: bool) -> str:
 def _check_pairs(config: Config, learns: str) -> None:
     """Losses of pairs need classes, whole images, and no second head."""
     if not config.pairs:
+        idle = {"pair_weights": ",".join(map(str, config.pair_weights)), "loss_weight": str(config.loss_weight)}
+        wrong = next((f"{key}={value}" for key, value in idle.items() if value not in ("", "1.0")), "")
+        if wrong:
+            raise UserError(f"{wrong} weighs losses of pairs, of which there are none; set pairs, or leave it out")
         return
     given = f"pairs={','.join(config.pairs)}"
     if learns != "classes":
@@ -296,6 +300,8 @@ def _check_scale(config: Config, loss: str) -> None:
     """A loss of cosines needs the head that gives them, at the same scale; one of lengths the head that has them."""
     part, call = registry.bind("losses", loss)
     head, given = registry.bind("heads", config.head)
+    if part.facts.get("lengths") and registry.parse(config.auxiliary).name != "none":
+        raise UserError(f"loss={loss} reads lengths, which auxiliary={config.auxiliary} does not tell; leave it out")
     if part.facts.get("lengths") and not head.facts.get("lengths"):
         fits = [f"{name}()" for name, other in registry.parts("heads").items() if other.facts.get("lengths")]
         raise UserError(f"loss={loss} reads lengths, which head={config.head} does not tell; set head={fits[0]}")

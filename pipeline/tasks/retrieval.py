@@ -217,16 +217,15 @@ class Retrieval:
         if truth.dtype == object:
             return judged_lists(truth, values)
         calls = self.rerankings if rerankings is None else rerankings
-        junk = _most_junk(truth)
-        relevant = np.zeros(len(truth), dtype=np.int64)
-        answers = np.full((len(truth), self.depth + junk), MISS, dtype=np.int8)
+        relevant, found = np.zeros(len(truth), dtype=np.int64), []
         for pool in np.unique(truth[:, POOL]):
             rows = np.flatnonzero(truth[:, POOL] == pool)
-            own, points = truth[rows], values[rows]
-            places = ranking.reranked(Search(points, points, alone=True), calls).nearest(self.depth + junk)[1]
-            cameras = (own[:, CAMERA],) * 2 if junk else None
-            found = ranking.judge(places, own[:, IDENTITY], own[:, IDENTITY], cameras, alone=True)
-            relevant[rows], answers[rows, : places.shape[1]] = found
+            search = ranking.reranked(Search(values[rows], values[rows], alone=True), calls)
+            relevant[rows], own = ranking.judge_pool(search, truth[rows, IDENTITY], truth[rows, CAMERA], self.depth)
+            found.append((rows, own))
+        answers = np.full((len(truth), max(own.shape[1] for _, own in found)), MISS, dtype=np.int8)
+        for rows, own in found:
+            answers[rows, : own.shape[1]] = own
         return relevant, answers
 
     def submission(self, ids: np.ndarray, values: np.ndarray, sample: pd.DataFrame) -> pd.DataFrame:
@@ -305,14 +304,8 @@ def judged_lists(truth: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.
     return np.array([len(known) for known in truth], dtype=np.int64), answers
 
 
-def _most_junk(truth: np.ndarray) -> int:
-    """The most images of one identity by one camera in a pool, which may stand before a query's answers."""
-    if (truth[:, CAMERA] == NO_CAMERA).all():
-        return 0
-    return int(np.unique(truth, axis=0, return_counts=True)[1].max())
-
-
 def objects(values: list[Any]) -> np.ndarray:
+    """(N,) of any objects, lists and sets among them."""
     found = np.empty(len(values), dtype=object)
     found[:] = values
     return found
