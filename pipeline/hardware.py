@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import dataclasses
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,20 @@ def _keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)  # large blocks come from the heap too, …
         mallopt(M_TRIM_THRESHOLD, -1)  # … whose top is never given back
+
+
+def peak_memory() -> int:
+    """Bytes that this process held at most: on the GPU if it computes on one, else in main memory (0: not known)."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)  # macOS counts bytes, Linux kilobytes
 
 
 def return_memory() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from pipeline import console
+from pipeline import console, hardware
 from pipeline.artefacts import write_text
 
 
@@ -15,20 +17,27 @@ class Journal:
     that a training that goes on after a kill has each epoch once."""
 
     def __init__(self, folder: Path, history: list[dict[str, float]]) -> None:
+        self.folder, self.history = folder, history
+        self.done = len(history)  # epochs of an earlier process
+
+    @cached_property
+    def board(self) -> Any:
+        """TensorBoard's writer; made when there is something to write, since its import is as long as timm's."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder, self.history = folder, history
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history) + 1 if history else None)
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.done + 1 if self.done else None)
 
     def add(self, row: dict[str, float], lr: float, images: int, seconds: float, waited: float) -> None:
         """One epoch: its losses and scores, the learning rate of its last step, and how fast it was.
 
-        images: trained in these seconds; waited: seconds of them spent waiting for data.
+        images: trained in these seconds; waited: seconds of them spent waiting for data. memory_gb is the peak since
+        the process began: of the GPU's memory if there is one at work, else the process's own.
         """
-        row = {**row, "lr": lr, "seconds": seconds, "images_per_second": images / seconds, "waiting": waited / seconds}
+        speed = (seconds, images / seconds, waited / seconds, hardware.peak_memory() / 1e9)
+        row = {**row, "lr": lr, **dict(zip(_SPEED, speed, strict=True))}
         self.history.append(row)
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, list(row), lineterminator="\n")
+        writer = csv.DictWriter(buffer, list(row), restval=0, lineterminator="\n")  # an older version told less
         writer.writeheader()
         writer.writerows(self.history)
         write_text(self.folder / "log.csv", buffer.getvalue())
@@ -38,12 +47,14 @@ class Journal:
         scores = "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k not in ("epoch", "lr", *_SPEED))
         console.say(
             f"  {self.folder.name} epoch {row['epoch']:>2.0f}  {scores}  lr {lr:.1e}  "
-            f"{row['images_per_second']:.0f} img/s, {row['waiting']:.0%} waiting  {seconds:.1f} s"
+            f"{row['images_per_second']:.0f} img/s, {row['waiting']:.0%} waiting, {row['memory_gb']:.1f} GB  "
+            f"{seconds:.1f} s"
         )
 
     def close(self) -> None:
         """Write out what TensorBoard still holds."""
-        self.board.close()
+        if "board" in vars(self):
+            self.board.close()
 
 
-_SPEED = ("seconds", "images_per_second", "waiting")
+_SPEED = ("seconds", "images_per_second", "waiting", "memory_gb")
