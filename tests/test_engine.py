@@ -453,6 +453,8 @@ def test_a_trained_run_is_on_disk(project):
         lines = (folder / "log.csv").read_text().splitlines()
         assert [float(line.split(",")[0]) for line in lines[1:]] == [1, 2, 3]
         assert {"loss", "score", "lr", "seconds"} <= set(lines[0].split(","))
+        peak = dict(zip(lines[0].split(","), lines[-1].split(","), strict=True))["memory_gb"]
+        assert 0.05 < float(peak) < 100, "torch alone holds more than 50 MB"
         assert list((folder / "tensorboard").iterdir())
     content = torch.load(project.root / "runs/noise/tiny/fold0/best.ckpt", weights_only=True)
     plan = Blueprint(**content["blueprint"])
