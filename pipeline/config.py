@@ -403,6 +403,11 @@ class Config:
         low=0, scope="run",
     )  # fmt: skip
     device: str = option("auto", "auto | cpu | cuda | cuda:1 | mps")
+    loader: str = option(
+        "auto", "where batches are made: by threads on the CPU, or on the device, where all images then lie; auto: by "
+        "hardware, augment and the images' size",
+        choices=("auto", "threads", "device"), scope="run",
+    )  # fmt: skip
 
     views: list[str] = option(["identity()"], "test-time views", part="views", scope="predict")
     scales: list[float] = option([1.0], "test-time sizes, as shares of image_size", above=0, high=8, scope="predict")
@@ -715,6 +720,7 @@ def check(config: Config) -> None:
     registry.build("schedules", config.schedule)(0, 1000)  # a schedule may refuse its arguments together
     _check_pair(config)
     _check_pixels(config.data)
+    _check_loader(config)
     _check_checkpointing(config)
     _check_own_fold(config)
     _check_several(config)
@@ -787,6 +793,23 @@ def _check_pixels(data: Data) -> None:
             )
     if registry.bind("normalises", data.normalise)[1].arguments.get("patch", 1) % 2 == 0:
         raise UserError(f"data.normalise={data.normalise}, but patch is an odd number, such as 3: it has a middle")
+
+
+def unbatched(config: Config) -> list[str]:
+    """What keeps batches from being made on the device: parts of augment that change single images alone, tiles."""
+    known = {text: registry.facts("augments", text) for text in registry.unfold("augments", config.augment)}
+    tiles = ["data.resize=tiles"] if config.data.resize == "tiles" else []
+    return tiles + [f"augment={text}" for text, facts in known.items() if not facts.get("batched")]
+
+
+def _check_loader(config: Config) -> None:
+    """What loader=device cannot do is refused; auto takes the threads then."""
+    if config.loader == "device" and (found := unbatched(config)):
+        able = [name for name, part in registry.parts("augments").items() if part.facts.get("batched")]
+        raise UserError(
+            f"loader=device makes whole batches on the device, where {' and '.join(found)} cannot be done; set "
+            f"loader=threads, or take whole images and only these: augment={', '.join(able)}"
+        )
 
 
 def _check_several(config: Config) -> None:

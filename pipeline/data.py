@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from pipeline.images import Images
 from pipeline.parts import augments
 
 SIZE = 1  # tells the draw of a batch's size from the other draws of its step
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -74,10 +75,17 @@ class Batch:
     size: int = 0
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on another device, without waiting for the copy."""
+        """The batch on another device, without waiting for the copy where it is pinned."""
+        return self._each(lambda part: part.to(device, non_blocking=True))
+
+    def pinned(self, device: torch.device) -> Batch:
+        """The batch in memory that a GPU fetches by itself, if that is where it goes; see ``pinned``."""
+        return self._each(lambda part: pinned(part, device)) if device.type == "cuda" else self
+
+    def _each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         parts = (self.images, self.targets, self.weights, self.soft, self.share)
-        moved = (None if p is None else p.to(device, non_blocking=True) for p in parts)
-        return Batch(*moved, size=self.size)  # type: ignore[arg-type]
+        made = (None if part is None else function(part) for part in parts)
+        return Batch(*made, size=self.size)  # type: ignore[arg-type]
 
 
 class Joined:
@@ -130,20 +138,23 @@ def row_seeds(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
 class Loader:
     """Batches of a table, epoch by epoch; any step of any epoch can be the first.
 
-    most: batches of an epoch, where it may not see all rows; 0: no limit.
+    most: batches of an epoch, where it may not see all rows; 0: no limit. device: where they go.
     """
 
-    def __init__(self, images: Source, table: Table, config: Config, most: int = 0) -> None:
-        self.images, self.table, self.seed, self.most = images, table, config.seed, most
+    def __init__(self, images: Source, table: Table, config: Config, most: int = 0, device: torch.device = CPU) -> None:
+        self.images, self.table, self.seed, self.most, self.device = images, table, config.seed, most, device
         self.chances: list[np.ndarray] = []
         if registry.facts("samplers", config.sampler).get("weighs"):  # rows come as often as their weight says instead
             self.table, self.chances = replace(table, weights=np.ones_like(table.weights)), [table.weights]
         self.batch_size = min(config.batch_size, len(table))
         self.sampler = registry.build("samplers", config.sampler)
         self.sizes = registry.build("sizes", config.sizes)(config.image_size, config.epochs)
-        transforms = registry.build("augments", config.augment)(config.image_size)
-        self.transforms, self.further, self.views = augments.parted(transforms)
+        self.transforms, self.further, self.views = augments.parted(self.changes(config))
         self.waited = 0.0
+
+    def changes(self, config: Config) -> list[Any]:
+        """What augments the images."""
+        return registry.build("augments", config.augment)(config.image_size)
 
     @property
     def steps(self) -> int:
@@ -160,6 +171,10 @@ class Loader:
         allowed = self.sizes[min(epoch, len(self.sizes) - 1)]
         return allowed[int(draw(self.seed, epoch, step, SIZE).integers(len(allowed)))]
 
+    def places(self, order: Any, step: int) -> Any:
+        """Those of a batch, from an epoch's order (or whatever lies in that order)."""
+        return order[step * self.batch_size : (step + 1) * self.batch_size]
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step ``start`` on, prepared ahead by a thread."""
         order = self.order(epoch)
@@ -167,9 +182,8 @@ class Loader:
         def batches() -> Iterator[Batch]:
             with _Augmenter(self.transforms) as augment, _Augmenter(self.further) as change:
                 for step in range(start, self.steps):
-                    places = order[step * self.batch_size : (step + 1) * self.batch_size]
-                    batch = self._batch(places, epoch, augment, change)
-                    yield replace(batch, size=self.size(epoch, step))
+                    batch = self._batch(self.places(order, step), epoch, augment, change)
+                    yield replace(batch, size=self.size(epoch, step)).pinned(self.device)
 
         self.waited = 0.0
         for batch, waited in prefetch(batches()):
@@ -235,6 +249,14 @@ def _slices(places: list[np.ndarray]) -> list[slice]:
 def channels_first(images: np.ndarray) -> torch.Tensor:
     """(n, H, W, C) array → (n, C, H, W) tensor over the same memory: channels_last for free."""
     return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def pinned(part: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy in page-locked memory where the device is a GPU, which fetches it while the model computes.
+
+    From other memory the copy holds up the thread that feeds the GPU.
+    """
+    return part.pin_memory() if device.type == "cuda" else part
 
 
 def prefetch(items: Iterator[Any], depth: int = 3) -> Iterator[tuple[Any, float]]:

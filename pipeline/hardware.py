@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import backbone_names, registry
-from pipeline.config import Config
+from pipeline.config import Config, unbatched
 from pipeline.errors import UserError
 
 SMALL_SIDE = 96  # below this side, casting to bf16 costs a CPU more in training than the products gain
 FINE_SIDE = 16  # the same for nets that do not shrink the image at once, and so have large maps even of small images
+RESIDENT = 0.25  # of a GPU's memory that images may take by themselves; where they are asked to lie there, …
+MOST_RESIDENT = 0.75  # … this much
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -28,13 +30,15 @@ class Hardware:
     """Where and in which format a run computes.
 
     device: "cpu", "cuda", "cuda:1" or "mps". precision: "fp32", "bf16" or "fp16", for training; predict: the same for
-    prediction. threads: CPU threads, which are part of the result on a CPU, since sums depend on their order.
+    prediction. threads: CPU threads, which are part of the result on a CPU, since sums depend on their order. loader:
+    "threads" or "device", whose augmentations draw otherwise.
     """
 
     device: str
     precision: str
     predict: str
     threads: int
+    loader: str = "threads"
 
     @property
     def kind(self) -> str:
@@ -46,15 +50,15 @@ class Hardware:
         return dataclasses.asdict(self)
 
 
-def choose(config: Config) -> Hardware:
-    """The hardware format of a new run."""
+def choose(config: Config, pixels: int = 0) -> Hardware:
+    """The hardware format of a new run. pixels: bytes of the images that a member may learn from; 0: not known."""
     device = _device(config.device)
     train, predict = _formats(device, config.image_size >= (FINE_SIDE if _is_fine(config) else SMALL_SIDE))
     if config.precision != "auto":
         train = predict = config.precision
     if train == "fp16" and device == "cpu":
         raise UserError("precision=fp16, but a CPU trains in fp32 or bf16; choose one of these or precision=auto")
-    return Hardware(device, train, predict, config.train.threads or physical_cores())
+    return Hardware(device, train, predict, config.train.threads or physical_cores(), _loader(config, device, pixels))
 
 
 def physical_cores() -> int:
@@ -116,6 +120,20 @@ def _device(asked: str) -> str:
     if not there[kind] or (number and kind == "cuda" and int(number) >= torch.cuda.device_count()):
         raise UserError(f"device={asked}, but this machine has no such device; device=auto takes what is there")
     return asked
+
+
+def _loader(config: Config, device: str, pixels: int) -> str:
+    """Where batches are made. A GPU's whole memory counts, not what is free of it now: that would be chance."""
+    import torch
+
+    memory = torch.cuda.get_device_properties(device).total_memory if device.startswith("cuda") else 0
+    if config.loader == "device" and memory and pixels > MOST_RESIDENT * memory:
+        raise UserError(
+            f"loader=device, but the images take {pixels / 1e9:.1f} GB of the {memory / 1e9:.1f} GB that {device} has; "
+            "set loader=threads, or a smaller image_size"
+        )
+    fits = 0 < pixels <= RESIDENT * memory and not unbatched(config)
+    return config.loader if config.loader != "auto" else "device" if fits else "threads"
 
 
 def _is_fine(config: Config) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from pipeline import console, windows
-from pipeline.data import channels_first, prefetch
+from pipeline.data import channels_first, pinned, prefetch
 from pipeline.forms import Form
 from pipeline.hardware import Hardware
 from pipeline.maps import bands_of
@@ -58,7 +58,7 @@ def predict(
     device = network.normalise.scale.device
     found: list[torch.Tensor] = []
     with console.progress(label or "predict", len(rows)) as advance:
-        for images, _ in prefetch(_batches(store, rows, batch)):
+        for images, _ in prefetch(pinned(one, device) for one in _batches(store, rows, batch)):
             prepared = network.prepare(images.to(device, non_blocking=True))
             seen = (network.predicted(view.apply(prepared)) for view in views)
             outputs = [task.activate(one, network.blueprint.state) for one in seen]
@@ -99,7 +99,7 @@ def whole_maps(
     """
     device = networks[0].normalise.scale.device
     with console.progress(label or "predict", len(rows)) as advance:
-        for images, _ in prefetch(_sizes(stores, rows, batch)):
+        for images, _ in prefetch([pinned(one, device) for one in each] for each in _sizes(stores, rows, batch)):
             size = images[0].shape[-2:]
             total: torch.Tensor | None = None
             for scaled in images:

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import console, engine, hardware, training
+from pipeline import console, engine, hardware, resident, training
 from pipeline.checks import Bench
 from pipeline.config import replace
 from pipeline.data import Batch, Loader
 from pipeline.errors import UserError
+from pipeline.hardware import Hardware
 from pipeline.runs import Run
 from pipeline.tasks import task_for
 
@@ -45,7 +46,7 @@ class Trial:
 
     def __init__(self, run: Run) -> None:
         config = self.config = run.config
-        machine = hardware.choose(config)
+        self.machine = machine = Hardware(**run.machine())
         hardware.start(machine)
         task = task_for(config, run.competition)
         self.table, self.images, _ = training.materials(run, task, (0,))
@@ -60,7 +61,8 @@ class Trial:
 
     def loader(self, batch_size: int) -> Loader:
         """The training loader with another batch size."""
-        return Loader(self.images, self.table, replace(self.config, batch_size=batch_size))
+        config = replace(self.config, batch_size=batch_size)
+        return resident.loader(self.images, self.table, config, self.machine, self.device)
 
     def scale(self, factor: float) -> None:
         """The learning rates as they were at the start, times a factor."""

@@ -18,7 +18,7 @@ from pipeline.competition import Competition, load
 from pipeline.config import Config, keys, own_fold, replace, root, scoped
 from pipeline.errors import UserError, some
 from pipeline.folds import asked_folds, learns_from, read_folds
-from pipeline.tasks import Task
+from pipeline.tasks import Task, task_for
 
 LIBRARIES = ("torch", "timm", "albumentations", "numpy", "opencv-python-headless")
 HEADER = (
@@ -110,7 +110,21 @@ class Run:
         """Device, number format and threads for a new run."""
         from pipeline import hardware
 
-        return hardware.choose(self.config).facts()
+        return hardware.choose(self.config, self.pixels()).facts()
+
+    def pixels(self) -> int:
+        """Bytes of all images that a member may learn from, at the training size, and of their planes."""
+        config, competition, count = self.config, self.competition, len(self.competition.train)
+        if config.train.labels or config.train.soft:
+            count += len(competition.test)
+        if config.data.extra:
+            from pipeline import extra
+
+            outside = extra.load(config, competition)
+            count += len(outside.files) if outside else 0
+        task = task_for(config, competition)
+        planes = task.outputs * (1 + bool(config.train.soft)) if task.learns.spatial else 0
+        return count * config.image_size**2 * (config.data.channels + planes)
 
     def begun(self) -> bool:
         """Whether there is work that other settings would be at odds with."""

@@ -25,12 +25,13 @@ from pipeline import (
     network,
     prediction,
     registry,
+    resident,
     stores,
 )
 from pipeline.artefacts import Predictions, shown
 from pipeline.checkpoint import Progress
 from pipeline.config import replace, root
-from pipeline.data import Joined, Loader, Source, Table, draw
+from pipeline.data import Joined, Source, Table, draw
 from pipeline.errors import UserError, some
 from pipeline.forms import UNKNOWN
 from pipeline.hardware import Hardware
@@ -127,7 +128,7 @@ def fit_member(
     student = learner.Learner(
         fresh_network(run, task, held_out), config, task.learns, counts_of(table, task), taught_by
     )
-    loader = Loader(joined, table, config, most)
+    loader = resident.loader(joined, table, config, machine, fabric.device, most)
     score = VALIDATIONS[task.form.spatial](run, task, held_out, own) if len(held_out) == 1 else None
 
     def validate(model: Any) -> tuple[float, dict[str, float]]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import checkpoint, console, hardware, training
+from pipeline import checkpoint, console, training
 from pipeline.artefacts import Predictions
 from pipeline.config import replace
 from pipeline.errors import Diverged
+from pipeline.hardware import Hardware
 from pipeline.prediction import open_member
 from pipeline.runs import Run
 from pipeline.study import Slot, Study, optuna
@@ -75,7 +76,7 @@ def trial_run(run: Run, settings: dict[str, Any], epochs: int) -> Run:
 
 
 def _score(run: Run, fold: int, folder: Path, watch: Any, keep: bool) -> float:
-    machine = hardware.choose(run.config)
+    machine = Hardware(**run.machine())
     progress, _, _ = training.fit_member(run, (fold,), machine, folder, watch)
     task = task_for(run.config, run.competition)
     if keep and not task.form.spatial:

@@ -19,7 +19,7 @@ SOURCE = small_training.SOURCE / "pipeline"
 FLOORS = [  # a module imports from floors above it in this list alone, at the top or within a function
     ["errors", "console", "environment", "torchvision_fix", "forms", "rle"],
     ["registry", "archives", "patterns", "pictures", "windows"],
-    ["stacking", "policies", "surgery", "segmenters", "maps", "sheets", "ranking"],
+    ["stacking", "policies", "batched", "surgery", "segmenters", "maps", "sheets", "ranking"],
     ["fitting", "linear", "convolution", "gallery", "mining", "clusters", "lists"],
     ["backbone_names", "symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
     ["recommended"],
@@ -35,7 +35,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["encoders"],
     ["runs", "stores", "data", "network", "journal"],
     ["members"],
-    ["learner", "infer", "masked", "tuned", "blended", "fused"],
+    ["learner", "infer", "masked", "resident", "tuned", "blended", "fused"],
     ["checkpoint", "embed", "objective"],
     ["engine", "prediction"],
     ["training", "levels"],
@@ -46,7 +46,12 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["__main__"],
 ]
 SIDEWAYS = ("stages", "parts", "tasks", "doctor", "discover")  # within these, one module may use another
-HEAVY = ("surgery", "segmenters", "convolution")  # made of torch; what uses them imports them when it is called
+HEAVY = (
+    "batched",
+    "surgery",
+    "segmenters",
+    "convolution",
+)  # made of torch; what uses them imports them when it is called
 LIGHT = [floor for names in FLOORS[:15] for floor in names if not floor.endswith("*") and floor not in HEAVY]
 LIGHT += ["runs", "members", "stages", "tuned", "blended", "fused"]
 TASK_NAMES = {*tasks.names(), "segmentation", "retrieval"}

@@ -4,6 +4,9 @@ Form: ``f(image_size, *, …) -> list`` of albumentations transforms, or ``polic
 uint8 image's size and dtype; an empty list does nothing. The fact ``symmetry`` is what the competition must declare for
 the label to stay true; ``calls`` names the argument that holds call-strings of others, whose strongest then counts;
 ``takes`` leaves out masks where a part moves pixels without them.
+
+The fact ``batched`` says that the same can be done to a whole batch, for loader=device: the function beside the part,
+``NAME_batched`` of the same signature, gives a list of changes of ``pipeline/batched.py`` with the same distribution.
 albumentations imports torch and takes 1.7 s, so it is imported only where there is something to do.
 """
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import os
 import random
 import warnings
@@ -26,13 +30,18 @@ from pipeline.registry import part
 BORDERS = {"replicate": 1, "reflect": 4, "constant": 0}  # OpenCV's border modes; constant is black
 
 
-@part(source="the baseline", symmetry="none")
+@part(source="the baseline", symmetry="none", batched=True)
 def none(image_size: int) -> list[Any]:
     """The image as it is."""
     return []
 
 
-@part(source="Krizhevsky et al. 2012, sec. 4.1", symmetry="hflip", allowed={"chance": (0, 1)})
+def none_batched(image_size: int) -> list[Any]:
+    """See ``none``."""
+    return []
+
+
+@part(source="Krizhevsky et al. 2012, sec. 4.1", symmetry="hflip", batched=True, allowed={"chance": (0, 1)})
 def flips(image_size: int, *, chance: float = 0.5) -> list[Any]:
     """Left and right swapped.
 
@@ -42,16 +51,27 @@ def flips(image_size: int, *, chance: float = 0.5) -> list[Any]:
         return [A.HorizontalFlip(p=chance)]
 
 
-@part(source="Dieleman et al. 2015, sec. 5", symmetry="d4")
+def flips_batched(image_size: int, *, chance: float = 0.5) -> list[Any]:
+    """See ``flips``."""
+    return [_batches().Mirror(chance)]
+
+
+@part(source="Dieleman et al. 2015, sec. 5", symmetry="d4", batched=True)
 def d4(image_size: int) -> list[Any]:
     """One of the eight flips and rotations of a square, each equally likely."""
     with _albumentations() as A:
         return [A.D4(p=1)]
 
 
+def d4_batched(image_size: int) -> list[Any]:
+    """See ``d4``."""
+    return [_batches().Turn()]
+
+
 @part(
     source="Simard et al. 2003, sec. 2",
     symmetry="none",
+    batched=True,
     allowed={"shift": (0, 1), "rotate": (0, 180), "scale": (0, 0.9), "border": ("replicate", "reflect", "constant")},
 )
 def light(
@@ -74,7 +94,19 @@ def light(
         ]
 
 
-@part(source="Szegedy et al. 2015, sec. 6", symmetry="none", allowed={"scale": (0.01, 1), "ratio": (0.1, 10)})
+def light_batched(
+    image_size: int, *, shift: float = 0.08, rotate: float = 10, scale: float = 0.1, border: str = "replicate"
+) -> list[Any]:
+    """See ``light``."""
+    return [_batches().Affine(shift, rotate, (1 - scale, 1 + scale), border)]
+
+
+@part(
+    source="Szegedy et al. 2015, sec. 6",
+    symmetry="none",
+    batched=True,
+    allowed={"scale": (0.01, 1), "ratio": (0.1, 10)},
+)
 def crop(
     image_size: int, *, scale: tuple[float, float] = (0.8, 1.0), ratio: tuple[float, float] = (0.75, 1.3333)
 ) -> list[Any]:
@@ -86,17 +118,30 @@ def crop(
         return [A.RandomResizedCrop(size=(image_size, image_size), scale=tuple(scale), ratio=tuple(ratio), p=1)]
 
 
-@part(source="DeVries & Taylor 2017", symmetry="none", allowed={"size": (0.01, 1), "chance": (0, 1)})
+def crop_batched(
+    image_size: int, *, scale: tuple[float, float] = (0.8, 1.0), ratio: tuple[float, float] = (0.75, 1.3333)
+) -> list[Any]:
+    """See ``crop``."""
+    return [_batches().Crop(tuple(scale), tuple(ratio))]
+
+
+@part(source="DeVries & Taylor 2017", symmetry="none", batched=True, allowed={"size": (0.01, 1), "chance": (0, 1)})
 def cutout(image_size: int, *, size: float = 0.25, chance: float = 0.5) -> list[Any]:
     """A square of the image made black.
 
     size: its side as a share of the image's. chance: how often, 0–1.
     """
+    side = size if size < 1 else image_size  # the library takes numbers from 1 on for pixels
     with _albumentations() as A:
-        return [A.CoarseDropout((1, 1), hole_height_range=(size, size), hole_width_range=(size, size), p=chance)]
+        return [A.CoarseDropout((1, 1), hole_height_range=(side, side), hole_width_range=(side, side), p=chance)]
 
 
-@part(source="He et al. 2016, sec. 4.2", symmetry="none", allowed={"pad": (0, 1000)})
+def cutout_batched(image_size: int, *, size: float = 0.25, chance: float = 0.5) -> list[Any]:
+    """See ``cutout``."""
+    return [_batches().Hole(size, chance)]
+
+
+@part(source="He et al. 2016, sec. 4.2", symmetry="none", batched=True, allowed={"pad": (0, 1000)})
 def pad_crop(image_size: int, *, pad: int = 4) -> list[Any]:
     """A random shift by whole pixels, reflected at the edge: pad all sides, then crop to the old size.
 
@@ -107,7 +152,12 @@ def pad_crop(image_size: int, *, pad: int = 4) -> list[Any]:
         return [padding, A.RandomCrop(image_size, image_size, p=1)]
 
 
-@part(source="He et al. 2016, sec. 4.2", symmetry="hflip", allowed={"pad": (0, 1000)})
+def pad_crop_batched(image_size: int, *, pad: int = 4) -> list[Any]:
+    """See ``pad_crop``."""
+    return [_batches().Shift(pad)]
+
+
+@part(source="He et al. 2016, sec. 4.2", symmetry="hflip", batched=True, allowed={"pad": (0, 1000)})
 def pad_crop_flips(image_size: int, *, pad: int = 4) -> list[Any]:
     """pad_crop and flips: the usual augmentation of small photographs.
 
@@ -116,9 +166,15 @@ def pad_crop_flips(image_size: int, *, pad: int = 4) -> list[Any]:
     return [*pad_crop(image_size, pad=pad), *flips(image_size)]
 
 
+def pad_crop_flips_batched(image_size: int, *, pad: int = 4) -> list[Any]:
+    """See ``pad_crop_flips``."""
+    return [*pad_crop_batched(image_size, pad=pad), *flips_batched(image_size)]
+
+
 @part(
     source="Krizhevsky et al. 2012, sec. 4.1; DeVries & Taylor 2017",
     symmetry="hflip",
+    batched=True,
     allowed={"scale": (0.01, 1), "colour": (0, 1)},
 )
 def medium(image_size: int, *, scale: float = 0.6, colour: float = 0.2) -> list[Any]:
@@ -129,6 +185,12 @@ def medium(image_size: int, *, scale: float = 0.6, colour: float = 0.2) -> list[
     with _albumentations() as A:
         light_change = A.RandomBrightnessContrast((-colour, colour), (-colour, colour), p=0.5)
     return [*crop(image_size, scale=(scale, 1.0)), *flips(image_size), light_change, *cutout(image_size)]
+
+
+def medium_batched(image_size: int, *, scale: float = 0.6, colour: float = 0.2) -> list[Any]:
+    """See ``medium``."""
+    moved = [*crop_batched(image_size, scale=(scale, 1.0)), *flips_batched(image_size)]
+    return [*moved, _batches().Tone(colour, colour, 0.5), *cutout_batched(image_size)]
 
 
 @part(source="Chen et al. 2020 (SimCLR), appendix A", symmetry="none", allowed={"strength": (0, 1), "chance": (0, 1)})
@@ -167,6 +229,7 @@ def noise(image_size: int, *, deviation: float = 0.05, chance: float = 0.5) -> l
 @part(
     source="Zhong et al. 2020, algorithm 1",
     symmetry="none",
+    batched=True,
     allowed={"area": (0.001, 1), "ratio": (0.01, 100), "chance": (0, 1)},
 )
 def erasing(
@@ -178,13 +241,29 @@ def erasing(
 ) -> list[Any]:
     """A rectangle of the image filled with random values.
 
-    area: least and largest share of the image. ratio: least and largest height over width. chance: how often, 0–1.
+    area: least and largest share of the image. ratio: least and largest width over height. chance: how often, 0–1.
     """
     with _albumentations() as A:
         return [A.Erasing(scale=tuple(area), ratio=tuple(ratio), fill="random", p=chance)]
 
 
-@part(source="Krizhevsky et al. 2012, sec. 4.1", symmetry="none", allowed={"share": (0.05, 1), "chance": (0, 1)})
+def erasing_batched(
+    image_size: int,
+    *,
+    area: tuple[float, float] = (0.02, 0.33),
+    ratio: tuple[float, float] = (0.3, 3.3),
+    chance: float = 0.5,
+) -> list[Any]:
+    """See ``erasing``."""
+    return [_batches().Erase(tuple(area), tuple(ratio), chance)]
+
+
+@part(
+    source="Krizhevsky et al. 2012, sec. 4.1",
+    symmetry="none",
+    batched=True,
+    allowed={"share": (0.05, 1), "chance": (0, 1)},
+)
 def centre_crop(image_size: int, *, share: float = 0.875, chance: float = 0.5) -> list[Any]:
     """The middle of the image, enlarged to the whole (bilinear).
 
@@ -193,6 +272,11 @@ def centre_crop(image_size: int, *, share: float = 0.875, chance: float = 0.5) -
     """
     with _albumentations() as A:
         return [A.Affine(scale=(1 / share, 1 / share), border_mode=BORDERS["replicate"], p=chance)]
+
+
+def centre_crop_batched(image_size: int, *, share: float = 0.875, chance: float = 0.5) -> list[Any]:
+    """See ``centre_crop``."""
+    return [_batches().Affine(0.0, 0.0, (1 / share, 1 / share), "replicate", chance)]
 
 
 @part(
@@ -267,13 +351,20 @@ def aug_mix(image_size: int, *, severity: int = 3, width: int = 3, depth: int = 
     return [policies.aug_mix(severity, width, depth, image_size, fill)]
 
 
-@part(source="Buslaev et al. 2020 (albumentations), Compose", symmetry="none", calls={"parts": "augments"})
+@part(
+    source="Buslaev et al. 2020 (albumentations), Compose", symmetry="none", calls={"parts": "augments"}, batched=True
+)
 def compose(image_size: int, *, parts: tuple[str, ...] = ("flips()", "light()")) -> list[Any]:
     """Several augments in turn; it needs the symmetry of the most demanding of them.
 
     parts: their call-strings, such as ['flips()', 'colour(strength=0.3)'].
     """
     return [transform for text in parts for transform in registry.build("augments", text)(image_size)]
+
+
+def compose_batched(image_size: int, *, parts: tuple[str, ...] = ("flips()", "light()")) -> list[Any]:
+    """See ``compose``."""
+    return [change for text in parts for change in batched(text, image_size)]
 
 
 @part(
@@ -283,6 +374,7 @@ def compose(image_size: int, *, parts: tuple[str, ...] = ("flips()", "light()"))
     takes=("classes", "labels", "numbers"),
     calls={"base": "augments", "change": "augments"},
     several=True,
+    batched=True,
 )
 def several(image_size: int, *, base: str = "none()", change: str = "aug_mix()", count: int = 3) -> list[Any]:
     """Several views of each image in one batch: the first as base leaves it, each other changed further.
@@ -293,6 +385,11 @@ def several(image_size: int, *, base: str = "none()", change: str = "aug_mix()",
     """
     first, then = (registry.build("augments", text)(image_size) for text in (base, change))
     return [*first, Further(then, count)]
+
+
+def several_batched(image_size: int, *, base: str = "none()", change: str = "aug_mix()", count: int = 3) -> list[Any]:
+    """See ``several``."""
+    return [*batched(base, image_size), Further(batched(change, image_size), count)]
 
 
 class Further(policies.Seeded):
@@ -311,6 +408,14 @@ class Further(policies.Seeded):
         for transform in self.transforms:
             image = transform(image=image)["image"]
         return image
+
+
+def batched(text: str, image_size: int) -> list[Any]:
+    """What an augment with the fact ``batched`` does, as changes of whole batches; they need torch alone."""
+    chosen, call = registry.bind("augments", text)
+    function = getattr(importlib.import_module(chosen.module), f"{chosen.name}_batched")
+    found: list[Any] = function(image_size, **call.arguments)
+    return found
 
 
 def parted(transforms: list[Any]) -> tuple[list[Any], list[Any], int]:
@@ -339,6 +444,11 @@ class ByChannels(policies.Seeded):
     def __call__(self, *, image: np.ndarray, mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """The changed image, and the mask as it is: such changes move no pixel."""
         return {"image": self.change(image)} | ({} if mask is None else {"mask": mask})
+
+
+def _batches() -> Any:
+    """``pipeline.batched``, which imports torch."""
+    return importlib.import_module("pipeline.batched")
 
 
 @contextlib.contextmanager

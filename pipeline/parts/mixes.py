@@ -90,7 +90,7 @@ def fmix(
     mask = np.zeros(height * width, dtype=bool)
     mask[np.argsort(noise, axis=None, kind="stable")[:pasted]] = True
     other = _partners(images, generator)
-    shape = torch.from_numpy(mask.reshape(height, width)).to(images.device)
+    shape = torch.from_numpy(mask.reshape(height, width)).to(images.device, non_blocking=True)
     return torch.where(shape, images[other], images), torch.lerp(targets, targets[other], pasted / (height * width))
 
 
@@ -133,7 +133,7 @@ def _coloured_noise(height: int, width: int, decay: float, generator: np.random.
 
 
 def _partners(images: Tensor, generator: np.random.Generator) -> Tensor:
-    return torch.from_numpy(generator.permutation(len(images))).to(images.device)
+    return torch.from_numpy(generator.permutation(len(images))).to(images.device, non_blocking=True)
 
 
 def _span(length: int, share: float, generator: np.random.Generator) -> tuple[int, int]:
