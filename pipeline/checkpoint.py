@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline import console
+from pipeline import console, ranks
 from pipeline.artefacts import atomic, shown
 from pipeline.errors import UserError
 from pipeline.learner import Learner
@@ -49,7 +49,9 @@ class State:
     folder: Path
 
     def save(self, progress: Progress) -> None:
-        """Write ``last.ckpt``: the full state, tensors and plain Python only."""
+        """Write ``last.ckpt``: the full state, tensors and plain Python only. Of several processes the first does."""
+        if ranks.rank():
+            return
         content = {
             "learner": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -82,6 +84,8 @@ class State:
 
     def save_weights(self, path: Path, progress: Progress) -> None:
         """Write the (averaged) network, or the several that predict together, with its blueprint, for prediction."""
+        if ranks.rank():
+            return
         first, *others = [_copied(network) for network in predicting(self.learner.network, self.average)]
         content = {
             "network": first,

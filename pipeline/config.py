@@ -366,7 +366,7 @@ class Config:
     pretrained: bool = option(True, "start from timm's weights", scope="run")
     weights: str = option("", "start from this state dict (.safetensors or .pth) instead", scope="run")
     image_size: int = option(224, "side of the square input in pixels", low=4, high=10000, scope="run")
-    batch_size: int = option(32, "images a step and device", low=1, scope="run")
+    batch_size: int = option(32, "images a step, of all devices together", low=1, scope="run")
     epochs: int = option(10, "passes over the training rows", low=1, scope="run")
     lr: float = option(3e-4, "peak learning rate per optimizer step", above=0, scope="run")
     optim: str = option("adam()", "optimizer", part="optims", scope="run")
@@ -403,6 +403,7 @@ class Config:
         low=0, scope="run",
     )  # fmt: skip
     device: str = option("auto", "auto | cpu | cuda | cuda:1 | mps")
+    devices: int = option(1, "devices that train a network together, a process on each", low=1, scope="run")
     loader: str = option(
         "auto", "where batches are made: by threads on the CPU, or on the device, where all images then lie; auto: by "
         "hardware, augment and the images' size",
@@ -722,6 +723,7 @@ def check(config: Config) -> None:
     _check_pixels(config.data)
     _check_loader(config)
     _check_checkpointing(config)
+    _check_devices(config)
     _check_own_fold(config)
     _check_several(config)
     _check_seeds(config)
@@ -872,6 +874,34 @@ def _check_checkpointing(config: Config) -> None:
         raise UserError(
             f"train.checkpointing=true does not go with optim={config.optim}, whose second pass has other weights; "
             "save memory with a smaller batch_size and train.accumulate"
+        )
+
+
+def _check_devices(config: Config) -> None:
+    """Devices share a batch evenly, and whole classes where a sampler deals these; what counts seconds has one."""
+    count, share = config.devices, config.batch_size // config.devices
+    if count == 1:
+        return
+    if config.batch_size % count:
+        raise UserError(
+            f"devices={count}, but batch_size={config.batch_size} is no multiple of it: a batch is that of all devices "
+            f"together; take batch_size={max(share, 1) * count}"
+        )
+    arguments = registry.complete_arguments("samplers", config.sampler)
+    *_, each = [1, *(arguments[name] for name in registry.facts("samplers", config.sampler).get("batch", ()))]
+    if share % each:
+        raise UserError(
+            f"devices={count} takes {share} rows each of batch_size={config.batch_size}, which cuts the {each} rows of "
+            f"a class apart that sampler={config.sampler} puts together; let batch_size be a multiple of {count * each}"
+        )
+    if config.train.seconds:
+        raise UserError(
+            f"train.seconds={config.train.seconds:g} is measured on one device, but devices={count}; set epochs instead"
+        )
+    if config.stage == "tune":
+        raise UserError(
+            f"devices={count}, but each trial of stage=tune has one; set devices=1, and start the search several times "
+            "at once"
         )
 
 

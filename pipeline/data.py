@@ -17,8 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from pipeline import registry
+from pipeline import ranks, registry
 from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.hardware import physical_cores
 from pipeline.images import Images
 from pipeline.parts import augments
@@ -64,7 +65,8 @@ class Batch:
 
     With augment=several() images are (V·B, C, H, W), one view of all rows after the other. targets and soft may be
     planes (B, P, H, W) uint8, see ``forms.levels``.
-    size: side in pixels at which the network is to see it; 0: as it is.
+    size: side in pixels at which the network is to see it; 0: as it is. total: what the weights of a whole batch come
+    to for each of the processes that share it; 0: this is the whole.
     """
 
     images: torch.Tensor
@@ -73,6 +75,7 @@ class Batch:
     soft: torch.Tensor | None = None
     share: torch.Tensor | None = None
     size: int = 0
+    total: float = 0.0
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device, without waiting for the copy where it is pinned."""
@@ -85,7 +88,7 @@ class Batch:
     def _each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         parts = (self.images, self.targets, self.weights, self.soft, self.share)
         made = (None if part is None else function(part) for part in parts)
-        return Batch(*made, size=self.size)  # type: ignore[arg-type]
+        return Batch(*made, size=self.size, total=self.total)  # type: ignore[arg-type]
 
 
 class Joined:
@@ -138,7 +141,8 @@ def row_seeds(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
 class Loader:
     """Batches of a table, epoch by epoch; any step of any epoch can be the first.
 
-    most: batches of an epoch, where it may not see all rows; 0: no limit. device: where they go.
+    most: batches of an epoch, where it may not see all rows; 0: no limit. device: where they go. Where several
+    processes train together, each makes an equal share of each batch, neighbours in the order of the rows.
     """
 
     def __init__(self, images: Source, table: Table, config: Config, most: int = 0, device: torch.device = CPU) -> None:
@@ -147,6 +151,12 @@ class Loader:
         if registry.facts("samplers", config.sampler).get("weighs"):  # rows come as often as their weight says instead
             self.table, self.chances = replace(table, weights=np.ones_like(table.weights)), [table.weights]
         self.batch_size = min(config.batch_size, len(table))
+        self.rank, self.processes = ranks.rank(), ranks.size()
+        if self.batch_size % self.processes:
+            raise UserError(
+                f"there are {len(table)} rows to learn from, which devices={self.processes} cannot share evenly in one "
+                f"batch; set batch_size={max(1, self.batch_size // self.processes) * self.processes}"
+            )
         self.sampler = registry.build("samplers", config.sampler)
         self.sizes = registry.build("sizes", config.sizes)(config.image_size, config.epochs)
         self.transforms, self.further, self.views = augments.parted(self.changes(config))
@@ -172,18 +182,27 @@ class Loader:
         return allowed[int(draw(self.seed, epoch, step, SIZE).integers(len(allowed)))]
 
     def places(self, order: Any, step: int) -> Any:
-        """Those of a batch, from an epoch's order (or whatever lies in that order)."""
-        return order[step * self.batch_size : (step + 1) * self.batch_size]
+        """Those of this process's share of a batch, from an epoch's order (or whatever lies in that order)."""
+        share = self.batch_size // self.processes
+        start = step * self.batch_size + self.rank * share
+        return order[start : start + share]
+
+    def total(self, order: np.ndarray, step: int) -> float:
+        """What the weights of a batch's rows come to for each process; 0 for one alone, which sums them itself."""
+        whole = self.table.weights[order[step * self.batch_size : (step + 1) * self.batch_size]]
+        return float(whole.sum()) / self.processes if self.processes > 1 else 0.0
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step ``start`` on, prepared ahead by a thread."""
         order = self.order(epoch)
 
         def batches() -> Iterator[Batch]:
-            with _Augmenter(self.transforms) as augment, _Augmenter(self.further) as change:
+            threads = max(1, physical_cores() // self.processes)
+            with _Augmenter(self.transforms, threads) as augment, _Augmenter(self.further, threads) as change:
                 for step in range(start, self.steps):
+                    total = self.total(order, step)
                     batch = self._batch(self.places(order, step), epoch, augment, change)
-                    yield replace(batch, size=self.size(epoch, step)).pinned(self.device)
+                    yield replace(batch, size=self.size(epoch, step), total=total).pinned(self.device)
 
         self.waited = 0.0
         for batch, waited in prefetch(batches()):
@@ -208,12 +227,11 @@ class Loader:
 
 
 class _Augmenter:
-    """Augments a batch on all cores; a sample's outcome depends on its seed alone."""
+    """Augments a batch by so many threads; a sample's outcome depends on its seed alone."""
 
-    def __init__(self, transforms: list[Any]) -> None:
-        self.transforms = transforms
+    def __init__(self, transforms: list[Any], threads: int) -> None:
+        self.transforms, self.threads = transforms, threads
         self.local = threading.local()
-        self.threads = physical_cores()
         self.pool = ThreadPoolExecutor(self.threads) if transforms else None
 
     def __call__(self, images: np.ndarray, planes: np.ndarray | None, seeds: np.ndarray) -> None:

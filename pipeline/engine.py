@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import TorchElasticEnvironment
+from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
-from pipeline import console, objective, registry
+from pipeline import console, objective, ranks, registry
 from pipeline.artefacts import shown
 from pipeline.checkpoint import Progress, State, averaged, epoch_weights, predicting
 from pipeline.config import Config, Train
@@ -34,6 +36,7 @@ from pipeline.parts import schedules
 
 STATISTICS_BATCHES = 64  # from so many batches BatchNorm's statistics are recomputed, where an average asks for it
 CHECK_STEPS = 50  # steps between two looks at the loss for NaN; a look waits for the device
+RANK = 2  # tells the draws of the processes that train together from the other draws of a step
 
 
 Validate = Callable[[Iterable[nn.Module]], tuple[float, dict[str, float]]]
@@ -41,12 +44,21 @@ Validate = Callable[[Iterable[nn.Module]], tuple[float, dict[str, float]]]
 
 
 def make_fabric(hardware: Hardware) -> Fabric:
-    """Fabric for one device in the run's training format."""
+    """Fabric in the run's training format: for one device, or for this process's among those that train together.
+
+    Which weights get a gradient changes with finetune, with pairs and with heads that timm's nets keep unused, so it is
+    found out at each step. Gradients are then added up in an order that stays, and a resume is exact.
+    """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it would say stands in config.yaml
     precision = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[hardware.precision]
     number = hardware.device.partition(":")[2]
     devices: Any = [int(number)] if number else 1
-    return Fabric(accelerator=hardware.kind, devices=devices, precision=precision)  # type: ignore[arg-type]
+    if ranks.size() == 1:
+        return Fabric(accelerator=hardware.kind, devices=devices, precision=precision)  # type: ignore[arg-type]
+    together = DDPStrategy(cluster_environment=TorchElasticEnvironment(), find_unused_parameters=True)
+    fabric = Fabric(accelerator=hardware.kind, devices=ranks.size(), strategy=together, precision=precision)  # type: ignore[arg-type]
+    fabric.launch()
+    return fabric
 
 
 def make_optimizer(learner: Learner, config: Config) -> torch.optim.Optimizer:
@@ -94,6 +106,9 @@ def fit(
 
     validate: scores the network after each epoch; None for a training on everything. Raises Diverged when the loss
     is not finite, KeyboardInterrupt after saving when asked to stop.
+
+    Of several processes each calls this with its share of the same batches; all take the same decisions, and the first
+    one writes.
     """
     optimizer = make_optimizer(learner, config)
     module = objective.prepare(learner.to(memory_format=torch.channels_last), config, fabric.world_size)
@@ -107,7 +122,7 @@ def fit(
     state = State(learner, optimizer, average, getattr(fabric.strategy.precision, "scaler", None), folder)
     progress = state.load() or Progress()
     journal = Journal(folder, progress.history)
-    clock = Clock(config.train.checkpoint_seconds)
+    clock, agreed = Clock(config.train.checkpoint_seconds), ranks.Agreement()
 
     bar = console.progress(folder.name, config.epochs * train.steps)
     with contextlib.closing(journal), stop_signals() as stopping, bar as advance:
@@ -129,7 +144,7 @@ def fit(
                 with fabric.no_backward_sync(module, enabled=place + 1 < size):
                     loss = module(batch.to(fabric.device), generator)
                     fabric.backward(loss / size)
-                running += loss.detach()
+                running += ranks.mean(loss.detach())
                 if place + 1 == size:
                     clip(fabric, module, optimizer, config.train)
                     if _optimizer_step(optimizer, state.scaler):
@@ -137,13 +152,14 @@ def fit(
                         progress.updates += 1  # a step that AMP skipped does not move the schedule
                 progress.step += 1
                 advance(1, f"loss {float(running) / progress.step:.4f}" if progress.step % CHECK_STEPS == 0 else "")
-                due = place + 1 == size and (stopping() or clock.due())  # half a group's gradients are in no checkpoint
-                if due or progress.step % CHECK_STEPS == 0:
+                whole = place + 1 == size  # half a group's gradients are in no checkpoint
+                stop, due = agreed(stopping(), clock.due()) if whole else (False, False)
+                if stop or due or progress.step % CHECK_STEPS == 0:
                     progress.loss = _finite(float(running), progress, config, folder)
-                if due:
+                if stop or due:
                     clock.save(state, progress)
-                    if stopping():
-                        raise KeyboardInterrupt
+                if stop:
+                    raise KeyboardInterrupt
             progress.loss = _finite(float(running), progress, config, folder)
             waited, images = train.waited, (train.steps - first) * train.batch_size
             with averaged(learner.network, average) as network, fabric.autocast(), torch.no_grad():
@@ -151,7 +167,7 @@ def fit(
             row = _end_epoch(progress, state, config, validate)
             lr = optimizer.param_groups[0]["lr"]
             journal.add(row, lr, images, time.perf_counter() - began, waited)
-            if stopping():  # it came during validation, perhaps the last one: the next fold must not start
+            if agreed(stopping(), False)[0]:  # it came during validation: the next fold must not start
                 state.save(progress)
                 raise KeyboardInterrupt
     if validate is not None:
@@ -209,8 +225,11 @@ def _images(train: Loader, epoch: int, device: torch.device) -> Iterator[torch.T
 
 
 def _seed(seed: int, epoch: int, step: int) -> Any:
-    """Seed torch (dropout, drop path) for this step and give numpy's generator for it (mixes)."""
-    generator = draw(seed, epoch, step)
+    """Seed torch (dropout, drop path) for this step and give numpy's generator for it (mixes).
+
+    Processes that train together draw apart, or rows of one place in their shares would be dropped and mixed alike.
+    """
+    generator = draw(seed, epoch, step, RANK, ranks.rank()) if ranks.rank() else draw(seed, epoch, step)
     torch.manual_seed(int(generator.integers(2**63)))
     return generator
 

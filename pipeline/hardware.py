@@ -53,6 +53,7 @@ class Hardware:
 def choose(config: Config, pixels: int = 0) -> Hardware:
     """The hardware format of a new run. pixels: bytes of the images that a member may learn from; 0: not known."""
     device = _device(config.device)
+    check_devices(device, config.devices)
     train, predict = _formats(device, config.image_size >= (FINE_SIDE if _is_fine(config) else SMALL_SIDE))
     if config.precision != "auto":
         train = predict = config.precision
@@ -66,11 +67,28 @@ def physical_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def start(hardware: Hardware) -> None:
-    """Fix the thread count and the deterministic kernels for this process."""
+def check_devices(device: str, count: int) -> None:
+    """UserError where this machine has fewer devices of a kind; a CPU has room for any number of processes."""
     import torch
 
-    torch.set_num_threads(hardware.threads)
+    kind, _, number = device.partition(":")
+    if count == 1 or kind == "cpu":
+        return
+    if number:
+        raise UserError(f"device={device} is one device, but devices={count}; device={kind} takes the first {count}")
+    there = torch.cuda.device_count() if kind == "cuda" else 1
+    if there < count:
+        raise UserError(
+            f"devices={count}, but this machine has {there} of device={kind}; set devices={there}, under another name "
+            "(run=NAME) if the run has begun"
+        )
+
+
+def start(hardware: Hardware, processes: int = 1) -> None:
+    """Fix the thread count and the deterministic kernels for this process, of so many that share the threads."""
+    import torch
+
+    torch.set_num_threads(max(1, hardware.threads // processes))
     torch.backends.cudnn.benchmark = False  # it picks kernels by timing: two runs would differ
     torch.backends.cudnn.deterministic = True
     if hardware.kind == "cuda":

@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline import console, hardware
+from pipeline import console, hardware, ranks
 from pipeline.artefacts import write_text
 
 
 class Journal:
     """The log of one member's training. log.csv is written anew each epoch from the history in the checkpoint, so
-    that a training that goes on after a kill has each epoch once."""
+    that a training that goes on after a kill has each epoch once. Of several processes the first one writes."""
 
     def __init__(self, folder: Path, history: list[dict[str, float]]) -> None:
         self.folder, self.history = folder, history
@@ -36,6 +36,8 @@ class Journal:
         speed = (seconds, images / seconds, waited / seconds, hardware.peak_memory() / 1e9)
         row = {**row, "lr": lr, **dict(zip(_SPEED, speed, strict=True))}
         self.history.append(row)
+        if ranks.rank():
+            return
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, list(row), restval=0, lineterminator="\n")  # an older version told less
         writer.writeheader()

@@ -52,7 +52,10 @@ class Learner(nn.Module):
         self.presence = config.train.presence
 
     def forward(self, batch: Batch, generator: np.random.Generator) -> torch.Tensor:
-        """The mean loss of a batch, each row by its weight; generator draws what a mix draws."""
+        """The mean loss of a batch, each row by its weight; generator draws what a mix draws.
+
+        Of a share of a batch: so that the mean over the processes is the mean loss of the whole.
+        """
         images, batch = at_size(self.network.prepare(batch.images), batch)
         if self.mix is not None:
             images, batch = self._mixed(images, batch, generator)
@@ -71,7 +74,7 @@ class Learner(nn.Module):
             beside = None if self.memory is None else self.memory.clone()
             rows = self.auxiliary.share * self._rows(self.auxiliary(seen.pop()), batch, beside)
             rows = rows + self._rows(outputs, batch, self.memory)
-        return (rows * batch.weights).sum() / batch.weights.sum()
+        return (rows * batch.weights).sum() / (batch.total or batch.weights.sum())
 
     def _compared(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Vectors (V·B, F) → the losses of B rows by the other rows of their batch, each loss by its weight."""
@@ -138,7 +141,7 @@ class Learner(nn.Module):
         images, mixed = self.mix(images, torch.cat(parts, dim=1), generator)
         targets, weights, *taught = mixed.split([part.shape[1] for part in parts], dim=1)
         soft, share = (taught[0], taught[1][:, 0]) if taught else (None, None)
-        return images, Batch(batch.images, targets, weights[:, 0], soft, share)
+        return images, Batch(batch.images, targets, weights[:, 0], soft, share, total=batch.total)
 
 
 def pair_losses(network: Network, config: Config) -> tuple[nn.ModuleList, list[float]]:

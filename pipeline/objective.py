@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from pipeline import registry
+from pipeline import ranks, registry
 from pipeline.config import Config, Train
 from pipeline.data import Batch
 from pipeline.errors import UserError
@@ -33,6 +33,7 @@ def prepare(learner: Learner, config: Config, devices: int = 1) -> nn.Module:
     """
     if devices > 1:
         synchronise(learner)
+        check_compiles(learner, config)
     if config.train.checkpointing:
         checkpoint(learner.network.backbone, config.backbone)
     if config.train.compile:
@@ -138,8 +139,61 @@ def synchronise(module: nn.Module) -> nn.Module:
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.modules.batchnorm._BatchNorm) and not hasattr(child, "ghost"):
-                setattr(parent, name, convert_sync_batchnorm(child))
+                norm = convert_sync_batchnorm(child)
+                norm.__class__ = SharedNorm if ranks.on_cpus() else norm.__class__
+                setattr(parent, name, norm)
     return module
+
+
+class SharedNorm(nn.modules.batchnorm._BatchNorm):
+    """What torch's SyncBatchNorm, or timm's, becomes on CPUs, which they refuse: the same, computed step by step.
+
+    The mean over all processes' rows, then the mean square of the distances from it; shares are equally large. Ioffe &
+    Szegedy 2015, algorithm 1.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(B, C, …) → the same, of any float format; behind it what timm adds, if it does."""
+        found = self._shared(input) if self.training else super().forward(input)
+        for name in ("drop", "act"):
+            found = getattr(self, name)(found) if hasattr(self, name) else found
+        return found
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        """All shapes are welcome, as to SyncBatchNorm."""
+
+    def _shared(self, input: torch.Tensor) -> torch.Tensor:
+        values, shape = input.float(), (1, -1, *[1] * (input.ndim - 2))
+        others = [place for place in range(input.ndim) if place != 1]
+        count = ranks.size() * values.numel() // values.shape[1]
+        mean = ranks.Sum.apply(values.sum(others)) / count
+        apart = values - mean.view(shape)
+        variance = ranks.Sum.apply(apart.square().sum(others)) / count
+        self._remember(mean.detach(), variance.detach() * count / max(count - 1, 1))
+        found = apart * (variance + self.eps).rsqrt().view(shape)
+        found = found if self.weight is None else found * self.weight.view(shape)
+        return (found if self.bias is None else found + self.bias.view(shape)).to(input.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+        """Move the running statistics, as BatchNorm does."""
+        if not self.track_running_stats or self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
+def check_compiles(learner: Learner, config: Config) -> None:
+    """UserError where synchronised norms stand in what is to be compiled: they talk to others in the middle of it."""
+    norms = (nn.SyncBatchNorm, SharedNorm)
+    if config.train.compile and any(isinstance(one, norms) for one in learner.network.backbone.modules()):
+        raise UserError(
+            f"train.compile=true and devices={config.devices} do not go together with the BatchNorms of "
+            f"{config.backbone}; leave one of them out, or take another norm, such as norm=group()"
+        )
 
 
 def checkpoint(backbone: nn.Module, name: str) -> None:

@@ -58,7 +58,7 @@ class DeviceLoader(Loader):
         for step in range(start, self.steps):
             began = time.perf_counter()
             batch = self._gathered(self.places(places, step), self.places(seeds, step))
-            batch = replace(batch, size=self.size(epoch, step))
+            batch = replace(batch, size=self.size(epoch, step), total=self.total(order, step))
             self.waited += time.perf_counter() - began
             yield batch
 

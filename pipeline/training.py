@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from pipeline import (
     masked,
     network,
     prediction,
+    processes,
+    ranks,
     registry,
     resident,
     stores,
@@ -89,7 +92,18 @@ def join(run: Run, held_out: tuple[int, ...], places: list[Path], records: list[
 
 
 def train_network(run: Run, held_out: tuple[int, ...], folder: Path) -> dict[str, Any]:
-    """Train one network in a folder; goes on from its last.ckpt."""
+    """Train one network in a folder, by a process on each device if there are several; goes on from its last.ckpt."""
+    count, device = run.config.devices, run.stored()["hardware"]["device"]
+    if count == 1:
+        return train_here(run, held_out, folder)
+    hardware.check_devices(device, count)
+    kind = device.partition(":")[0]
+    found: dict[str, Any] = processes.together(count, kind, train_here, Run(run.config, run.name), held_out, folder)
+    return found
+
+
+def train_here(run: Run, held_out: tuple[int, ...], folder: Path) -> dict[str, Any]:
+    """Train one network in this process, which may be one of several that train it together."""
     began = time.perf_counter()
     config, most = run.paced()
     machine = Hardware(**run.stored()["hardware"])
@@ -120,7 +134,7 @@ def fit_member(
     of an epoch; 0: all rows'.
     """
     config = run.config
-    hardware.start(machine)
+    hardware.start(machine, ranks.size())
     task = task_for(config, run.competition)
     table, joined, own = materials(run, task, held_out)
     fabric = engine.make_fabric(machine)
@@ -440,7 +454,7 @@ def _validation(run: Run, task: Task, held_out: tuple[int, ...], images: Any) ->
     """Scores the networks that predict together on the member's own fold, in the training format.
 
     Where rows search the training images, those that the member learns from are embedded beside them: the score of
-    the log is that of OOF, without views and in the training format.
+    the log is that of OOF, without views and in the training format. Processes that train together share the rows.
     """
     config = run.config
     rows = np.flatnonzero(np.isin(run.folds, held_out))
@@ -449,13 +463,17 @@ def _validation(run: Run, task: Task, held_out: tuple[int, ...], images: Any) ->
     metric = evaluate.metric(config.metric, task)
     view = views.expand(["identity()"])
     batch = infer.batch_size(config.predict_batch, config.image_size)
-    seen = rows if shelf is None else np.concatenate([rows, shelf.rows])
+    seen = ranks.part(rows if shelf is None else np.concatenate([rows, shelf.rows]))
+
+    def scored(parts: Sequence[np.ndarray]) -> float:
+        values = np.concatenate(parts)
+        return metric(truth, values if shelf is None else shelf.found(*np.split(values, [len(rows)])))
 
     def validate(models: Iterable[Any]) -> tuple[float, dict[str, float]]:
-        each = (infer.predict(model, task, images, seen, view, batch, "validate") for model in models)
-        values = infer.together(each, task.form)[0]
-        values = values if shelf is None else shelf.found(*np.split(values, [len(rows)]))
-        score = metric(truth, values)
+        same = (ranks.aligned(model) for model in models)
+        each = (infer.predict(model, task, images, seen, view, batch, "validate") for model in same)
+        parts = ranks.gathered(infer.together(each, task.form)[0])
+        score = ranks.told(lambda: scored(parts))
         return (score if metric.greater else -score), {"score": score}
 
     return validate
@@ -470,16 +488,20 @@ def _map_validation(run: Run, task: Task, held_out: tuple[int, ...], source: mas
     view = views.expand(["identity()"])
     geometry = Geometry("" if config.data.resize == masked.TILES else config.data.resize)
 
-    def maps(model: Any) -> Stored:
+    def maps(model: Any) -> list[np.ndarray]:
         found: list[list[np.ndarray]] = []
-        for new, strip in prediction.map_strips([model], task, source, rows, view, config, "validate"):
+        for new, strip in prediction.map_strips([model], task, source, ranks.part(rows), view, config, "validate"):
             found += [[]] if new else []
             found[-1].append(strip)
-        pixels = [np.concatenate(strips) for strips in found]
-        return Stored(pixels, source.sizes[rows], geometry, task.outputs)
+        return [np.concatenate(strips) for strips in found]
+
+    def scored(each: Sequence[Sequence[list[np.ndarray]]]) -> float:
+        pixels = (list(itertools.chain.from_iterable(parts)) for parts in each)
+        return metric(truth, Mean([Stored(one, source.sizes[rows], geometry, task.outputs) for one in pixels]))
 
     def validate(models: Iterable[Any]) -> tuple[float, dict[str, float]]:
-        score = metric(truth, Mean([maps(model) for model in models]))
+        each = [ranks.gathered(maps(ranks.aligned(model))) for model in models]
+        score = ranks.told(lambda: scored(each))
         return (score if metric.greater else -score), {"score": score}
 
     return validate

@@ -4,9 +4,9 @@ Form: ``f(targets, generator, *, …) -> (n,) int64`` rows, at least as many as 
 them in order, and an epoch ends after as many rows as there are targets. targets: (N,) int64 classes or (N, C)
 probabilities, of which the likeliest class counts; rows that no class is known of are -1, or zeros. For labels (N, C)
 and for numbers (N, T) float32. generator: ``np.random.Generator`` of (seed, epoch). The fact ``takes`` names the forms
-that a sampler understands, ``batch`` the arguments whose product is the batch that it means. One with the fact
-``weighs`` is given the rows' weights (N,) float32 between the two, and decides by them how often a row is shown: its
-loss then counts like any other's.
+that a sampler understands, ``batch`` the arguments whose product is the batch that it means, of which the last says how
+many rows stand together. One with the fact ``weighs`` is given the rows' weights (N,) float32 between the two, and
+decides by them how often a row is shown: its loss then counts like any other's.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def unpaired(run: Run, held_out: tuple[int, ...]) -> float:
     weights = [np.ones(len(classes), dtype=np.float32)]
     given = [classes, *weights * bool(registry.facts("samplers", config.sampler).get("weighs"))]
     order = registry.build("samplers", config.sampler)(*given, np.random.default_rng([config.seed, 0]))
-    size = min(config.batch_size, len(classes))
+    size = min(config.batch_size, len(classes)) // config.devices or 1  # pairs are found within a device's share
     batches = classes[order[: len(classes) // size * size]].reshape(-1, size)
     same = np.array([(batch[:, None] == batch).sum(axis=1) for batch in batches])
     return float(((same == 1) | (same == size)).mean())
