@@ -9,7 +9,7 @@ import shlex
 import sys
 import traceback
 
-from pipeline.errors import UserError
+from pipeline.errors import Elsewhere, UserError
 
 
 def main(words: list[str]) -> int:
@@ -25,8 +25,11 @@ def main(words: list[str]) -> int:
         again = shlex.join(["./run.sh", *(word for word in words if word != "overwrite=true")])
         print(f"\ninterrupted; all finished work is kept. Go on with: {again}", file=sys.stderr)
         return 130
-    except Exception:
-        traceback.print_exc()
+    except Exception as fault:
+        if isinstance(fault, Elsewhere):
+            print(f"error: {fault}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         print("\nthis is a fault of the pipeline, not of your input; the lines above say where", file=sys.stderr)
         return 1
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import pickle
+import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -99,7 +100,16 @@ class State:
 def write_weights(path: Path, content: dict[str, Any], others: list[dict[str, torch.Tensor]]) -> None:
     """Write a ``best.ckpt``; others: the weights of the networks that predict beside the content's own."""
     with atomic(path) as handle:
-        torch.save({**content, "others": others} if others else content, handle)
+        torch.save(_unshared({**content, "others": others} if others else content), handle)
+
+
+def _unshared(value: Any) -> Any:
+    """The same content, whose file depends on values alone: pickles tell which equal texts and lists are one object."""
+    if isinstance(value, dict):
+        return {_unshared(key): _unshared(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_unshared(item) for item in value)
+    return sys.intern(value) if type(value) is str else value
 
 
 def networks(content: dict[str, Any]) -> list[dict[str, torch.Tensor]]:

@@ -409,6 +409,11 @@ class Config:
         "hardware, augment and the images' size",
         choices=("auto", "threads", "device"), scope="run",
     )  # fmt: skip
+    parallel: str = option(
+        "none", "folds: members train and predict side by side, one on each GPU", choices=("none", "folds")
+    )
+    jobs: int = option(0, "most members side by side; 0: one a GPU, or as many as the cores have room for", low=0)
+    launcher: str = option("local()", "where members train and predict", part="launchers")
 
     views: list[str] = option(["identity()"], "test-time views", part="views", scope="predict")
     scales: list[float] = option([1.0], "test-time sizes, as shares of image_size", above=0, high=8, scope="predict")
@@ -589,6 +594,11 @@ def replace(config: Config, **changes: Any) -> Config:
     return fresh
 
 
+def restore(values: dict[str, Any]) -> Config:
+    """The checked config that ``flatten`` told, in another process."""
+    return replace(Config(), **{key.replace(".", "__"): value for key, value in values.items()})
+
+
 def flatten(config: Config) -> dict[str, Any]:
     """Values by dotted key."""
     return {key: functools.reduce(getattr, key.split("."), config) for key in keys()}
@@ -728,6 +738,7 @@ def check(config: Config) -> None:
     _check_several(config)
     _check_seeds(config)
     _check_level(config)
+    _check_launcher(config)
     backbone_names.check(config.backbone)
     if config.stage != "new":  # what it writes is checked when it is whole
         tasks.check(config)
@@ -856,6 +867,20 @@ def check_levels(config: Config) -> None:
         raise UserError(
             f"level={config.level} needs a decoder whose levels learn, but decoder={config.decoder}; leave it out, or "
             "train decoder=unet_plus_plus(deep=true)"
+        )
+
+
+def _check_launcher(config: Config) -> None:
+    """jobs= and device= mean something to the launcher."""
+    facts = registry.facts("launchers", config.launcher)
+    if config.jobs and not facts.get("at_once"):
+        raise UserError(f"jobs={config.jobs}, but with launcher={config.launcher} the cluster decides; leave it out")
+    if config.jobs and not facts.get("elsewhere") and config.parallel == "none":
+        raise UserError(f"jobs={config.jobs} members side by side need parallel=folds; add it, or leave jobs out")
+    if facts.get("elsewhere") and ":" in config.device:
+        raise UserError(
+            f"device={config.device} is one of this machine, but launcher={config.launcher} uses others; set device="
+            f"{config.device.partition(':')[0]}"
         )
 
 

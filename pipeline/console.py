@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-_live: list[Any] = []  # the console of the bar that is on the screen, if any
+NOTE_SECONDS = 0.3  # between two notes of progress for another process
+
+_live: list[Any] = []  # the console of the bar that is on the screen, if any; None: its progress is noted
+_notes: list[Path] = []  # where progress is noted instead of drawn
 
 
 def say(text: str = "") -> None:
     """One line on stdout, at once; above the bar where there is one."""
-    if _live and sys.stdout.isatty():
+    if _live and _live[-1] and sys.stdout.isatty():
         _live[-1].print(text, soft_wrap=True, markup=False, highlight=False)
     else:
         print(text, flush=True)
@@ -27,21 +34,109 @@ def warn(text: str) -> None:
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
     """A bar with ETA on a terminal, nothing elsewhere or inside another; yields ``advance(steps=1, note="")``."""
+    if _notes and not _live:
+        with _noting(_notes[-1], label, total) as advance:
+            yield advance
+        return
     if _live or not sys.stderr.isatty():
         yield lambda steps=1, note="": None
         return
+    with _bars() as bar:
+        task = bar.add_task(label, total=total, note="")
+        yield lambda steps=1, note="": bar.update(task, advance=steps, **({"note": note} if note else {}))
+
+
+@contextlib.contextmanager
+def _bars() -> Iterator[Any]:
+    """Bars on the terminal, which vanish at the end."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as bar:
-        task = bar.add_task(label, total=total, note="")
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as bars:
         _live.append(console)
         try:
-            yield lambda steps=1, note="": bar.update(task, advance=steps, **({"note": note} if note else {}))
+            yield bars
         finally:
             _live.pop()
+
+
+# --- progress of other processes ----------------------------------------------------------------------------------
+
+
+def note_progress(path: Path) -> None:
+    """From now on, note progress in this file instead of drawing it: another process draws it."""
+    _notes.append(path)
+
+
+@contextlib.contextmanager
+def _noting(path: Path, label: str, total: int) -> Iterator[Callable[..., None]]:
+    done, said, last = 0, "", 0.0
+
+    def advance(steps: int = 1, note: str = "") -> None:
+        nonlocal done, said, last
+        done, said = done + steps, note or said
+        if time.monotonic() - last >= NOTE_SECONDS:
+            last = time.monotonic()
+            with contextlib.suppress(OSError):  # a full disk shows where something is lost by it
+                fresh = path.with_suffix(".fresh")
+                fresh.write_text(json.dumps([label, done, total, said]), encoding="utf-8")
+                os.replace(fresh, path)
+
+    _live.append(None)
+    try:
+        yield advance
+    finally:
+        _live.pop()
+        path.unlink(missing_ok=True)
+
+
+def noted_progress(path: Path) -> tuple[str, int, int, str] | None:
+    """What another process noted: label, steps done, of how many, and its remark; None where there is nothing."""
+    try:
+        label, done, total, note = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(label), int(done), int(total), str(note)
+
+
+class Board:
+    """A bar for each of several jobs, below one for all of them; bars: rich's, or None where nobody watches."""
+
+    def __init__(self, label: str, total: int, bars: Any) -> None:
+        self.bars, self.tasks = bars, {}
+        self.all = bars.add_task(label, total=total, note="") if bars else None
+
+    tasks: dict[str, Any]
+
+    def draw(self, name: str, label: str, done: int, total: int, note: str) -> None:
+        """How far a job is; label: of what it does just now."""
+        if self.bars:
+            if name not in self.tasks:
+                self.tasks[name] = self.bars.add_task(f"  {name}", total=total, note="")
+            shown = note if name.endswith(label) else f"{label} {note}"
+            self.bars.update(self.tasks[name], completed=done, total=total, note=shown)
+
+    def drop(self, name: str) -> None:
+        """A job has ended."""
+        if self.bars:
+            self.bars.advance(self.all)
+            if name in self.tasks:
+                self.bars.remove_task(self.tasks.pop(name))
+
+
+@contextlib.contextmanager
+def board(label: str, total: int) -> Iterator[Board]:
+    """The board of so many jobs, drawn on a terminal only."""
+    if _live or not sys.stderr.isatty():
+        yield Board(label, total, None)
+        return
+    with _bars() as bars:
+        yield Board(label, total, bars)
+
+
+# --- the closing table --------------------------------------------------------------------------------------------
 
 
 @dataclass

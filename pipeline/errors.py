@@ -14,6 +14,10 @@ class Diverged(UserError):
     """A training whose loss is no number any more: other settings may do better."""
 
 
+class Elsewhere(Exception):
+    """A fault of ours in another process, which has told where. Exit code 1."""
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """A hint such as ``; did you mean focal?`` for the closest allowed word, or an empty text."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)

@@ -150,20 +150,14 @@ class Run:
                 found[name] = _digest(root() / text, name)
         return found
 
-    def settle(self) -> dict[str, Any]:
+    def settle(self, joining: bool = False) -> dict[str, Any]:
         """Write config.yaml for a new run; for an old one make sure that nothing that defines it has changed.
 
+        joining: another process may have settled it meanwhile, and its machine's number format and threads stand.
         Returns the stored content. Raises UserError that shows the difference and offers run=NAME.
         """
-        settings, inputs, stored = self.settings(), self.inputs(), self.stored()
-        if self.made_by not in ("", self.maker) and not self.config.overwrite:
-            raise UserError(f"the run {self.name} was made by stage={self.made_by}; {self._way()}")
-        if self.config.overwrite:
-            same = (self.made_by, stored.get("settings"), stored.get("inputs")) == (self.maker, settings, inputs)
-            self.clear([self.member(held_out) for held_out in self.asked()] if same else None)
-            stored = self.stored()
+        stored, settings, inputs = self._checked()
         if stored and self.begun():
-            self._compare(settings, inputs, stored)
             return stored
         content = {
             "stage": self.maker,
@@ -173,10 +167,32 @@ class Run:
             "versions": {name: _version(name) for name in LIBRARIES},
             "commit": artefacts.commit(),
         }
-        if all(stored.get(part) == content[part] for part in ("settings", "hardware", "inputs")):
-            content = stored | content  # with the length that another process may have begun to train for
-        write_yaml(self.file, content)
+        fixed = ("settings", "inputs") if joining else ("settings", "inputs", "hardware")
+        with artefacts.locked(self.folder):  # the length that another process is measuring must not be lost
+            stored = self.stored()
+            if all(stored.get(part) == content[part] for part in fixed):
+                content = content | stored if joining else stored | content
+            write_yaml(self.file, content)
         return content
+
+    def expect(self) -> None:
+        """Make sure of an old run as ``settle`` does; a new one is left to the machine that begins it."""
+        stored, settings, inputs = self._checked()
+        if not self.begun() and (stored.get("settings"), stored.get("inputs")) != (settings, inputs):
+            self.file.unlink(missing_ok=True)
+
+    def _checked(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+        """What is stored of the run, and what defines it now; overwrite=true removes what is in the way."""
+        settings, inputs, stored = self.settings(), self.inputs(), self.stored()
+        if self.made_by not in ("", self.maker) and not self.config.overwrite:
+            raise UserError(f"the run {self.name} was made by stage={self.made_by}; {self._way()}")
+        if self.config.overwrite:
+            same = (self.made_by, stored.get("settings"), stored.get("inputs")) == (self.maker, settings, inputs)
+            self.clear([self.member(held_out) for held_out in self.asked()] if same else None)
+            stored = self.stored()
+        if stored and self.begun():
+            self._compare(settings, inputs, stored)
+        return stored, settings, inputs
 
     def clear(self, members: list[Path] | None = None) -> None:
         """Remove the run's folder, or only these members of it, if the user asked for it with overwrite=true."""

@@ -17,7 +17,7 @@ from pipeline import tasks
 
 SOURCE = small_training.SOURCE / "pipeline"
 FLOORS = [  # a module imports from floors above it in this list alone, at the top or within a function
-    ["errors", "console", "environment", "torchvision_fix", "forms", "rle"],
+    ["errors", "console", "environment", "torchvision_fix", "forms", "rle", "orders"],
     ["registry", "archives", "patterns", "pictures", "windows"],
     ["stacking", "policies", "batched", "surgery", "segmenters", "maps", "sheets", "ranking"],
     ["fitting", "linear", "convolution", "gallery", "mining", "clusters", "lists"],
@@ -34,7 +34,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["extra"],
     ["encoders", "ranks"],
     ["runs", "stores", "data", "network", "journal"],
-    ["members"],
+    ["members", "launch"],
     ["learner", "infer", "masked", "resident", "tuned", "blended", "fused"],
     ["checkpoint", "embed", "objective"],
     ["engine", "prediction"],
@@ -44,7 +44,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["ranges"],
     ["pace"],
     ["stages", "stages.*"],
-    ["__main__"],
+    ["__main__", "member"],
 ]
 SIDEWAYS = ("stages", "parts", "tasks", "doctor", "discover")  # within these, one module may use another
 HEAVY = (
@@ -54,7 +54,7 @@ HEAVY = (
     "convolution",
 )  # made of torch; what uses them imports them when it is called
 LIGHT = [floor for names in FLOORS[:15] for floor in names if not floor.endswith("*") and floor not in HEAVY]
-LIGHT += ["runs", "members", "stages", "tuned", "blended", "fused"]
+LIGHT += ["runs", "members", "launch", "stages", "tuned", "blended", "fused"]
 TASK_NAMES = {*tasks.names(), "segmentation", "retrieval"}
 
 

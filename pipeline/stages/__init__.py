@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
+from pipeline import launch
 from pipeline.config import Config
 from pipeline.console import Outcome
 from pipeline.errors import UserError, nearest
@@ -23,6 +25,23 @@ def check_name(name: str) -> None:
 
 def run_stage(config: Config) -> list[Outcome]:
     """Run the config's stage; only its module is imported."""
-    check_name(config.stage)
-    outcomes: list[Outcome] = importlib.import_module(f"pipeline.stages.{config.stage}").run(config)
+    launch.check_library(config)
+    outcomes: list[Outcome] = _module(config.stage).run(config)
     return outcomes
+
+
+def go_together(first: Config, second: Config) -> bool:
+    """Whether two steps are of one stage that can work on the members of several runs side by side, and should."""
+    alike = first.stage == second.stage and launch.side_by_side(first)
+    return alike and hasattr(_module(first.stage), "together")
+
+
+def run_together(configs: list[Config]) -> list[Outcome]:
+    """Run one stage for several runs at once."""
+    outcomes: list[Outcome] = _module(configs[0].stage).together(configs)
+    return outcomes
+
+
+def _module(name: str) -> Any:
+    check_name(name)
+    return importlib.import_module(f"pipeline.stages.{name}")

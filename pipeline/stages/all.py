@@ -17,9 +17,12 @@ def run(config: Config) -> list[Outcome]:
     steps = plan(config)
     outcomes: list[Outcome] = []
     try:
-        for number, (title, step) in enumerate(steps, 1):
-            say(f"[{number}/{len(steps)}] {title}")
-            outcomes += run_step(step)
+        number = 0
+        for group in grouped(steps):
+            for title, _ in group:
+                number += 1
+                say(f"[{number}/{len(steps)}] {title}")
+            outcomes += run_steps([step for _, step in group])
     finally:
         if outcomes:
             say(f"\n{console.table(outcomes)}\n")
@@ -28,8 +31,22 @@ def run(config: Config) -> list[Outcome]:
     return outcomes
 
 
-def run_step(step: Config) -> list[Outcome]:
-    """Run one step; a failed sanity check warns, since a recipe must end."""
+def grouped(steps: list[tuple[str, Config]]) -> list[list[tuple[str, Config]]]:
+    """The steps in groups that run at the same time: of one each, unless members may be side by side."""
+    groups: list[list[tuple[str, Config]]] = []
+    for title, step in steps:
+        if groups and stages.go_together(groups[-1][-1][1], step):
+            groups[-1].append((title, step))
+        else:
+            groups.append([(title, step)])
+    return groups
+
+
+def run_steps(steps: list[Config]) -> list[Outcome]:
+    """Run a step, or several together; a failed sanity check warns, since a recipe must end."""
+    if len(steps) > 1:
+        return stages.run_together(steps)
+    step = steps[0]
     try:
         return stages.run_stage(step)
     except CheckFailed as failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import artefacts, evaluate
+from pipeline import artefacts, evaluate, launch
 from pipeline.artefacts import Predictions, shown
 from pipeline.config import Config, followers, replace, root, scoped
 from pipeline.console import Outcome, say
@@ -144,13 +145,12 @@ def from_pairs(teacher: Run, fold: int, scratch: Path) -> Predictions:
         )
     if teacher.count < 3:
         raise UserError("distill.source=pair leaves out two folds, but there are 2; deal folds.count=3 or more")
-    labelled = []
-    for other in range(teacher.count):
-        if other != fold:
-            pair = (min(fold, other), max(fold, other))
-            train.train(Run(teacher.as_trained(), teacher.name), pair)
-            labelled.append(_by_member(teacher, pair, np.flatnonzero(teacher.folds == other), scratch))
-    return Predictions.concat(labelled)
+    models = Run(teacher.as_trained(), teacher.name)
+    launch.each(train.WORK, [(models, pair) for pair in itertools.combinations(range(teacher.count), 2)])
+    others = {other: (min(fold, other), max(fold, other)) for other in range(teacher.count) if other != fold}
+    return Predictions.concat(
+        [_by_member(teacher, pair, np.flatnonzero(teacher.folds == other), scratch) for other, pair in others.items()]
+    )
 
 
 SOURCES: dict[str, Callable[[Run, int, Path], Predictions]] = {

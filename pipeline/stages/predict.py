@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artefacts, evaluate
+from pipeline import artefacts, evaluate, launch
 from pipeline.artefacts import Predictions, shown
 from pipeline.config import Config, check_levels, replace, scoped
 from pipeline.console import Outcome, say, warn
@@ -23,38 +23,64 @@ MASKS = "oof_masks.png"
 
 def run(config: Config) -> list[Outcome]:
     """Write oof.npz and test.npz of the members that ``fold=`` asks for; print what views and scales gained."""
-    began = time.perf_counter()
+    return together([config])
+
+
+def together(configs: list[Config]) -> list[Outcome]:
+    """Predict with the members of several runs, side by side where the config says so."""
+    opened = [open_run(config) for config in configs]
+    members = [(run, held_out) for run, _, _ in opened for held_out in run.asked()]
+    done = launch.each(WORK, members)
+    outcomes = []
+    for (run, task, how), span in zip(opened, launch.spans(members, done), strict=True):
+        began = time.perf_counter() - span
+        reused = all(at is None for (other, _), at in zip(members, done, strict=True) if other is run)
+        ended = report(run, task, time.perf_counter() - began, reused)
+        if how:
+            say(f"  {how}")
+        outcomes.append(dataclasses.replace(ended, note="; ".join(filter(None, [ended.note, how]))))
+    return outcomes
+
+
+def open_run(config: Config) -> tuple[Run, Task, str]:
+    """The run as it was trained, its task, and how its level was chosen, if it was."""
     run = Run(config, artefacts.run_name(config))
     run = Run(run.as_trained(), run.name)
     task = task_for(run.config, run.competition)  # with the clusters that it learned
     check_levels(run.config)
-    how = ""
-    if run.config.level == "auto":
-        from pipeline import levels
+    if run.config.level != "auto":
+        return run, task, ""
+    from pipeline import levels
 
-        level, honest = levels.choose(run, task)
-        run = Run(replace(run.config, level=str(level)), run.name)
-        how = f"level {level}, chosen by OOF score against operations; {honest}, each fold at the others' choice"
-    reused = [predict(run, task, held_out) for held_out in run.asked()]
-    ended = report(run, task, time.perf_counter() - began, all(reused))
-    if how:
-        say(f"  {how}")
-    return [dataclasses.replace(ended, note="; ".join(filter(None, [ended.note, how])))]
+    level, honest = levels.choose(run, task)
+    run = Run(replace(run.config, level=str(level)), run.name)
+    how = f"level {level}, chosen by OOF score against operations; {honest}, each fold at the others' choice"
+    return run, task, how
 
 
-def predict(run: Run, task: Task, held_out: tuple[int, ...]) -> bool:
-    """Predict with one member unless that is done; returns whether it was."""
+def is_predicted(run: Run, held_out: tuple[int, ...]) -> bool:
+    """Whether the member's predictions are there, made in this way."""
     folder = run.member(held_out)
-    trained = run.trained(held_out)
-    print_ = artefacts.fingerprint(trained, scoped(run.config, "predict"), crossfit(run.config))
     outputs = [folder / "test.npz", *([folder / "oof.npz"] if held_out else [])]
-    if artefacts.finished(folder / "predict.json", print_, *outputs):
-        return True
-    from pipeline.hardware import Hardware
-    from pipeline.prediction import open_member
+    return artefacts.finished(folder / "predict.json", made_in(run, held_out), *outputs) is not None
 
-    say(f"predict {run.name} {folder.name}")
+
+def made_in(run: Run, held_out: tuple[int, ...]) -> str:
+    """The fingerprint of a trained member's predictions."""
+    return artefacts.fingerprint(run.trained(held_out), scoped(run.config, "predict"), crossfit(run.config))
+
+
+def predict(run: Run, held_out: tuple[int, ...]) -> None:
+    """Predict with one member unless that is done."""
+    folder, print_ = run.member(held_out), made_in(run, held_out)
     with artefacts.locked(folder):
+        if is_predicted(run, held_out):  # perhaps while this process waited
+            return
+        from pipeline.hardware import Hardware
+        from pipeline.prediction import open_member
+
+        say(f"predict {run.name} {folder.name}")
+        task = task_for(run.config, run.competition)
         member = open_member(folder, run.config, run.competition, task, Hardware(**run.stored()["hardware"]))
         made_by = {
             "run": run.name, "member": folder.name, "views": run.config.views, "scales": run.config.scales,
@@ -66,7 +92,9 @@ def predict(run: Run, task: Task, held_out: tuple[int, ...]) -> bool:
             member.write_own(np.flatnonzero(np.isin(run.folds, held_out)), folder, made_by)
         member.write_test(folder, made_by)
         artefacts.finish(folder / "predict.json", print_)
-    return False
+
+
+WORK = launch.Work("predict", is_predicted, predict)
 
 
 def crossfit(config: Config) -> bool:

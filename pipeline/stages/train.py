@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from pipeline import advice, artefacts, evaluate, registry
+from pipeline import advice, artefacts, evaluate, launch, registry
 from pipeline.artefacts import shown
 from pipeline.backbone_names import is_coarse_from_scratch
 from pipeline.competition import load
@@ -25,41 +25,74 @@ MOST_UNPAIRED = 0.5  # of the rows; more is worth a warning
 
 def run(config: Config) -> list[Outcome]:
     """Train the members that ``fold=`` asks for; finished ones are left as they are."""
-    began = time.perf_counter()
+    return together([config])
+
+
+def together(configs: list[Config]) -> list[Outcome]:
+    """Train the members of several runs, side by side where the config says so."""
+    runs = [begin(config) for config in configs]
+    members = [(run, held_out) for run in runs for held_out in run.asked()]
+    try:
+        done = launch.each(WORK, members)
+    except UserError:
+        for run in runs:
+            if not any(run.folder.rglob("*.ckpt")):
+                run.file.unlink(missing_ok=True)  # nothing was trained, so that the mended settings are welcome
+        raise
+    outcomes = []
+    for run, span in zip(runs, launch.spans(members, done), strict=True):
+        began = time.perf_counter() - span
+        own = {held_out: at for (other, held_out), at in zip(members, done, strict=True) if other is run}
+        if run.config.select == "common":
+            choose_common_epoch(run)
+        advise(run, [held_out for held_out, at in own.items() if at is not None])
+        outcomes.append(outcome(run, time.perf_counter() - began, all(at is None for at in own.values())))
+    return outcomes
+
+
+def begin(config: Config) -> Run:
+    """The run, with its settings compared or written; of a cluster, the machine that begins it writes them."""
     ensure_folds(config, load(config))
     run = Run(config, artefacts.run_name(config))
-    run.settle()
-    if config.train.seconds:
-        from pipeline import pace
-
-        pace.settle(run)
+    if launch.elsewhere(config):
+        run.expect()
+    else:
+        settle(run)
     if is_coarse_from_scratch(
         config.backbone, config.stem, config.image_size, not (config.pretrained or config.weights)
     ):
         say(
             f"  {config.backbone} begins at random weights, on {config.image_size} px; model=small_image is made for it"
         )
-    try:
-        reused = [train(run, held_out) for held_out in run.asked()]
-    except UserError:
-        if not any(run.folder.rglob("*.ckpt")):
-            run.file.unlink(missing_ok=True)  # nothing was trained, so that the mended settings are welcome
-        raise
-    if config.select == "common":
-        choose_common_epoch(run)
-    advise(run, [held_out for held_out, done in zip(run.asked(), reused, strict=True) if not done])
-    return [outcome(run, time.perf_counter() - began, all(reused))]
+    return run
 
 
-def train(run: Run, held_out: tuple[int, ...]) -> bool:
-    """Train one member unless it is finished; returns whether it was."""
+def settle(run: Run, joining: bool = False) -> None:
+    """Write what defines the run, and how long it trains."""
+    run.settle(joining)
+    if run.config.train.seconds:
+        from pipeline import pace
+
+        pace.settle(run)
+
+
+def is_trained(run: Run, held_out: tuple[int, ...]) -> bool:
+    """Whether the member is finished."""
+    folder, print_ = run.member(held_out), artefacts.fingerprint(run.fingerprint(), held_out)
+    return artefacts.finished(folder / "train.json", print_, folder / "best.ckpt") is not None
+
+
+def train(run: Run, held_out: tuple[int, ...]) -> None:
+    """Train one member unless it is finished."""
+    if not run.stored():  # this is the machine that begins it
+        settle(run, joining=True)
+    if is_trained(run, held_out):
+        return
     folder = run.member(held_out)
     record, print_ = folder / "train.json", artefacts.fingerprint(run.fingerprint(), held_out)
-    if artefacts.finished(record, print_, folder / "best.ckpt"):
-        return True
     with artefacts.locked(folder):
-        if artefacts.finished(record, print_, folder / "best.ckpt"):  # while this process waited
-            return True
+        if is_trained(run, held_out):  # while this process waited
+            return
         if record.exists() and not (folder / "best.ckpt").exists() and run.config.select != "last":
             (folder / "last.ckpt").unlink(missing_ok=True)  # it holds other weights than those of the chosen epoch
         from pipeline.training import train_member
@@ -68,7 +101,16 @@ def train(run: Run, held_out: tuple[int, ...]) -> bool:
         if held_out == run.asked()[0]:
             warn_of_batches(run, held_out)
         artefacts.finish(record, print_, **train_member(run, held_out, print_))
-    return False
+
+
+def open_materials(run: Run, held_out: tuple[int, ...]) -> None:
+    """Decode the images, and find the copies among outside ones, before several processes want them."""
+    from pipeline import training
+
+    training.materials(run, task_for(run.config, run.competition), held_out)
+
+
+WORK = launch.Work("train", is_trained, train, open_materials)
 
 
 def warn_of_batches(run: Run, held_out: tuple[int, ...]) -> None:
