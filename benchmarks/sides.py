@@ -1,18 +1,19 @@
 """The sides that ``throughput.py`` compares: a plain PyTorch loop, this pipeline, and the model alone, for each work.
 
 A side is a function that does one round and returns images per second. Where several views, scales and members look at
-an image, each look counts as one.
+an image, each look counts as one. All sides compute on the GPU if there is one, and the clock is read when it is idle.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline import engine, forms, hardware, images, infer, masked, network, registry
+from pipeline import engine, forms, hardware, images, infer, masked, network, registry, resident
 from pipeline.config import Config, Data
-from pipeline.data import Joined, Loader, Table
+from pipeline.data import Joined, Table
 from pipeline.learner import Learner
 from pipeline.parts import views
 from pipeline.tasks.multiclass import Multiclass
 from pipeline.torchvision_fix import fix_torchvision
 
-CLASSES, WORKERS, LR = 10, 2, 3e-4
+CLASSES, LR = 10, 3e-4
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+OLD = GPU and torch.cuda.get_device_capability() < (8, 0)  # a T4, say: half a number is fp16 there, and needs a scaler
+HALF, SHORT = (torch.float16, "fp16") if OLD else (torch.bfloat16, "bf16")
+AUTOCAST = {"device_type": DEVICE.type, "dtype": HALF}
+WORKERS = min(16, hardware.physical_cores()) if GPU else 2
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
-PLAIN, TUNED = "plain", "plain, bf16 channels_last"
+PLAIN, TUNED, OURS = "plain", f"plain, {SHORT} channels_last", "pipeline"
+MISSING = [name for name in ("albumentations", "segmentation_models_pytorch") if not importlib.util.find_spec(name)]
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,8 @@ class Case:
     """Files of one kind, what is done with them, and how many images a round takes.
 
     count: images that pass through the loop in a round; pure: images of a round of each variant of the model alone.
-    augment: of training. views, scales, members: of prediction. masks: planes are learned instead of classes.
+    augment: of training. views, scales, members: of prediction. masks: planes are learned instead of classes. compiled:
+    compiled models are measured too.
     """
 
     name: str
@@ -59,6 +67,7 @@ class Case:
     scales: tuple[float, ...] = (1.0,)
     members: int = 1
     masks: bool = False
+    compiled: bool = not GPU
 
     @property
     def labels(self) -> np.ndarray:
@@ -89,6 +98,13 @@ Side = Callable[[], float]
 
 Sides = dict[str, Side]
 """By name of the variant."""
+
+
+def clock() -> float:
+    """Seconds, read when the GPU has done all that it was asked for."""
+    if GPU:
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 # --- the images ---------------------------------------------------------------------------------------------------
@@ -177,31 +193,37 @@ def plain_loader(case: Case, size: int, length: int, training: bool) -> Any:
     """The workers stay alive between epochs, which a plain loop need not do, but which only makes it faster."""
     data = Files(case, size, length, training)
     return torch.utils.data.DataLoader(
-        data, case.batch, shuffle=training, drop_last=training, num_workers=WORKERS, persistent_workers=True
-    )
+        data, case.batch, shuffle=training, drop_last=training, num_workers=WORKERS, persistent_workers=True,
+        pin_memory=GPU,
+    )  # fmt: skip
 
 
 def plain_training(case: Case) -> Sides:
     """An epoch of the usual loop, and one whose author knows bf16, channels_last and the fused Adam."""
+    if "albumentations" in MISSING:
+        return {}
     loader = plain_loader(case, case.image_size, case.count, training=True)
 
     def epoch_of(tuned: bool) -> Side:
         model, criterion = model_of(case)
         layout = torch.channels_last if tuned else torch.contiguous_format
-        model = model.to(memory_format=layout)
+        model = model.to(DEVICE, memory_format=layout)
         optimizer = torch.optim.Adam(model.parameters(), lr=LR, fused=tuned)
+        scaler = torch.amp.GradScaler(DEVICE.type, enabled=OLD and tuned)
 
         def epoch() -> float:
-            began, done = time.perf_counter(), 0
+            began, done = clock(), 0
             model.train()
             for batch, targets in loader:
                 optimizer.zero_grad()
-                with torch.autocast(**BF16, enabled=tuned):
-                    loss = criterion(model(batch.to(memory_format=layout)), targets)
-                loss.backward()
-                optimizer.step()
+                batch = batch.to(DEVICE, memory_format=layout, non_blocking=True)
+                with torch.autocast(**AUTOCAST, enabled=tuned):
+                    loss = criterion(model(batch), targets.to(DEVICE, non_blocking=True))
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
                 done += len(batch)
-            return done / (time.perf_counter() - began)
+            return done / (clock() - began)
 
         return epoch
 
@@ -210,21 +232,24 @@ def plain_training(case: Case) -> Sides:
 
 def plain_inference(case: Case) -> Sides:
     """Predictions of all images by the usual loop: a pass over the files for each member and scale, views inside."""
+    if "albumentations" in MISSING:
+        return {}
     loaders = [plain_loader(case, size, case.count, training=False) for size in case.sizes]
     looked = views.expand(case.views)
 
     def everything_of(tuned: bool) -> Side:
         layout = torch.channels_last if tuned else torch.contiguous_format
-        models = [resnet18().eval().to(memory_format=layout) for _ in range(case.members)]
+        models = [resnet18().eval().to(DEVICE, memory_format=layout) for _ in range(case.members)]
 
         def everything() -> float:
-            began, done = time.perf_counter(), 0
-            with torch.no_grad(), torch.autocast(**BF16, enabled=tuned):
+            began, done = clock(), 0
+            with torch.no_grad(), torch.autocast(**AUTOCAST, enabled=tuned):
                 for model, loader in itertools.product(models, loaders):
                     for batch, _ in loader:
+                        batch = batch.to(DEVICE, non_blocking=True)
                         for view in looked:
                             done += len(model(view.apply(batch).to(memory_format=layout)).softmax(1))
-            return done / (time.perf_counter() - began)
+            return done / (clock() - began)
 
         return everything
 
@@ -236,11 +261,12 @@ def plain_inference(case: Case) -> Sides:
 
 def pipeline_config(case: Case) -> Config:
     """The settings of a run that does what the plain loop does."""
-    planes = {"decoder": "unet()", "loss": "bce()"} if case.masks else {}
+    masks = {"decoder": "unet()", "loss": "bce()", "metric": "dice()"}
+    learned = masks if case.masks else {"loss": "cross_entropy()", "metric": "accuracy()"}
     return Config(
         backbone="resnet18", pretrained=False, image_size=case.image_size, batch_size=case.batch, epochs=1, lr=LR,
         augment=case.augment, symmetry="d4", data=Data(channels=3), views=list(case.views), scales=list(case.scales),
-        **planes,
+        **learned,
     )  # fmt: skip
 
 
@@ -257,15 +283,33 @@ def new_network(case: Case, config: Config) -> network.Network:
     names = ["disc"] if case.masks else [str(label) for label in range(CLASSES)]
     plan = network.Blueprint(
         config.backbone, config.pool, config.head, 3, case.image_size, config.data.resize, [*MEAN], [*STD], names,
-        decoder=config.decoder if case.masks else "",
+        outputs=len(names), decoder=config.decoder if case.masks else "",
     )  # fmt: skip
     return network.new(plan, pretrained=False, weights="")
 
 
 def pipeline_training(case: Case) -> Sides:
-    """An epoch by engine.fit; its images per second are those that log.csv tells."""
+    """An epoch by engine.fit; its images per second are those that log.csv tells.
+
+    On a GPU the loader that the hardware does not choose is a variant, and so is train.compile=true. Without
+    albumentations images can be augmented on the device alone.
+    """
     config = pipeline_config(case)
-    machine = hardware.choose(config)
+    depth = 3 + (case.planes.shape[-1] if case.masks else 0)
+    machine = hardware.choose(config, len(case.files) * case.image_size**2 * depth)
+    if "albumentations" in MISSING:
+        machine = replace(machine, loader="device")
+    found = {OURS: one_training(case, config, machine)}
+    if machine.loader == "device" and not MISSING:
+        found[f"{OURS}, loader=threads"] = one_training(case, config, replace(machine, loader="threads"))
+    if GPU and case.compiled:
+        compiled = replace(config, train=replace(config.train, compile=True))
+        found[f"{OURS}, train.compile=true"] = one_training(case, compiled, machine)
+    return found
+
+
+def one_training(case: Case, config: Config, machine: hardware.Hardware) -> Side:
+    """An epoch on this hardware."""
     hardware.start(machine)
     learns = forms.MASKS if case.masks else forms.CLASSES
     fabric, learner = engine.make_fabric(machine), Learner(new_network(case, config), config, learns)
@@ -274,7 +318,7 @@ def pipeline_training(case: Case) -> Sides:
     table = Table(rows, targets, np.ones(len(rows), dtype=np.float32))
     pixels = store(case, config, case.image_size)
     source = masked.Whole([pixels], [case.planes]) if case.masks else Joined([pixels])
-    loader, number = Loader(source, table, config), itertools.count()
+    loader, number = resident.loader(source, table, config, machine, fabric.device), itertools.count()
 
     def epoch() -> float:
         folder = case.folder.parent / f"{case.name}-{next(number)}"
@@ -283,7 +327,7 @@ def pipeline_training(case: Case) -> Sides:
         shutil.rmtree(folder)
         return progress.history[-1]["images_per_second"]
 
-    return {"pipeline": epoch}
+    return epoch
 
 
 def pipeline_inference(case: Case) -> Sides:
@@ -297,12 +341,12 @@ def pipeline_inference(case: Case) -> Sides:
     stores = [(store(case, config, size), infer.batch_size(config.predict_batch, size)) for size in case.sizes]
 
     def everything() -> float:
-        began = time.perf_counter()
+        began = clock()
         for model, (pixels, batch) in itertools.product(models, stores):
             infer.predict(model, task, pixels, rows, looked, batch)
-        return len(rows) * case.looks / (time.perf_counter() - began)
+        return len(rows) * case.looks / (clock() - began)
 
-    return {"pipeline": everything}
+    return {OURS: everything}
 
 
 # --- the model alone ----------------------------------------------------------------------------------------------
@@ -313,61 +357,84 @@ def steady(step: Callable[[], Any], size: int, total: int) -> Side:
 
     def repeat() -> float:
         count = max(2, total // size)
-        began = time.perf_counter()
+        began = clock()
         for _ in range(count):
             step()
-        return count * size / (time.perf_counter() - began)
+        return count * size / (clock() - began)
 
     return repeat
 
 
 def pure_training(case: Case) -> Sides:
-    """Training steps on one batch in memory; threads and memory are set as the pipeline sets them."""
+    """Training steps on one batch in memory; threads and memory are set as the pipeline sets them.
+
+    timed: cuDNN chooses its kernels by timing, and not for being deterministic, which the pipeline does without.
+    """
     hardware.start(hardware.choose(pipeline_config(case)))
 
-    def variant(layout: torch.memory_format, bf16: bool, fused: bool) -> Side:
+    def variant(
+        layout: torch.memory_format, half: bool, fused: bool, timed: bool = False, compiled: bool = False
+    ) -> Side:
         model, criterion = model_of(case)
-        model = model.train().to(memory_format=layout)
+        model = model.train().to(DEVICE, memory_format=layout)
         optimizer = torch.optim.Adam(model.parameters(), lr=LR, fused=fused)
-        batch = torch.randn(case.batch, 3, case.image_size, case.image_size).to(memory_format=layout)
+        scaler = torch.amp.GradScaler(DEVICE.type, enabled=OLD and half)
+        batch = torch.randn(case.batch, 3, case.image_size, case.image_size).to(DEVICE, memory_format=layout)
+        if compiled:
+            model.compile()
         targets = torch.from_numpy(case.planes[:1]).permute(0, 3, 1, 2).float() / 254 if case.masks else None
         aim = torch.arange(case.batch) % CLASSES if targets is None else targets.expand(case.batch, -1, -1, -1)
+        aim = aim.to(DEVICE)
 
         def step() -> None:
             optimizer.zero_grad()
-            with torch.autocast(**BF16, enabled=bf16):
+            with torch.autocast(**AUTOCAST, enabled=half), _kernels(timed):
                 loss = criterion(model(batch), aim)
-            loss.backward()
-            optimizer.step()
+                scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
 
         return steady(step, case.batch, case.pure)
 
     last, first = torch.channels_last, torch.contiguous_format
-    return {
+    best = f"{SHORT} channels_last, fused Adam"
+    found = {
         "fp32": variant(first, False, False),
         "fp32, fused Adam": variant(first, False, True),
         "fp32 channels_last, fused Adam": variant(last, False, True),
-        "bf16 channels_last, fused Adam": variant(last, True, True),
+        best: variant(last, True, True),
     }
+    if GPU:
+        found[f"{best}, timed"] = variant(last, True, True, timed=True)
+    if GPU and case.compiled:
+        found[f"{best}, timed, compiled"] = variant(last, True, True, timed=True, compiled=True)
+    return found
+
+
+def _kernels(timed: bool) -> Any:
+    """How cuDNN chooses its kernels, within."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=timed, deterministic=not timed, allow_tf32=True)
 
 
 def pure_inference(case: Case) -> Sides:
     """Forward passes on batches in memory, one a scale; threads and memory are set as the pipeline sets them."""
     hardware.start(hardware.choose(pipeline_config(case)))
-    found = {}
-    for size in (64, 256):
-        plain = [torch.randn(size, 3, side, side) for side in case.sizes]
-        fast = [batch.to(torch.bfloat16, memory_format=torch.channels_last) for batch in plain]
-        cast = resnet18().eval().to(torch.bfloat16, memory_format=torch.channels_last)
-        folded = network.fold_batchnorm(resnet18().eval()).to(torch.bfloat16, memory_format=torch.channels_last)
+    found, layout = {}, {"dtype": HALF, "memory_format": torch.channels_last}
+    for size in (256, 1024) if GPU else (64, 256):
+        plain = [torch.randn(size, 3, side, side).to(DEVICE) for side in case.sizes]
+        fast = [batch.to(**layout) for batch in plain]
+        cast = resnet18().eval().to(DEVICE, **layout)
+        folded = network.fold_batchnorm(resnet18().eval()).to(DEVICE, **layout)
         for name, model, batches in (
-            ("fp32", resnet18().eval(), plain), ("bf16 channels_last", cast, fast), ("bf16 folded", folded, fast),
+            ("fp32", resnet18().eval().to(DEVICE), plain), (f"{SHORT} channels_last", cast, fast),
+            (f"{SHORT} folded", folded, fast),
         ):  # fmt: skip
             step, count = forward(model, batches), size * len(batches)
             found[f"{name}, batch {size}"] = steady(step, count, max(case.pure, 2 * count))
-    compiled = compile_frozen(resnet18().eval().to(torch.bfloat16, memory_format=torch.channels_last))
+    compiled = compile_frozen(resnet18().eval().to(DEVICE, **layout)) if case.compiled else None
     if compiled is not None:
-        found["bf16 compiled and frozen, batch 256"] = steady(forward(compiled, fast), count, max(case.pure, 2 * count))
+        name = f"{SHORT} compiled and frozen, batch {size}"
+        found[name] = steady(forward(compiled, fast), count, max(case.pure, 2 * count))
     return found
 
 
@@ -389,7 +456,7 @@ def compile_frozen(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor] |
     import torch._inductor.config as inductor
 
     inductor.freezing = True
-    return torch.compile(model, dynamic=False)
+    return torch.compile(model, dynamic=False, mode="max-autotune-no-cudagraphs" if GPU else None)
 
 
 MAKERS: dict[str, dict[str, Callable[[Case], Sides]]] = {
