@@ -89,7 +89,7 @@ def clip(fabric: Fabric, module: Any, optimizer: Any, train: Train) -> None:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         nn.utils.clip_grad_norm_(weights, train.clip_norm)
     elif train.clip_norm:
-        fabric.clip_gradients(module, optimizer, max_norm=train.clip_norm)
+        fabric.clip_gradients(module, optimizer, max_norm=train.clip_norm, error_if_nonfinite=False)
 
 
 def make_average(network: nn.Module, config: Config, total: int) -> Any:

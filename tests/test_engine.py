@@ -152,7 +152,8 @@ def test_clip_norm_bounds_the_gradient_of_a_group(bench):
     assert distance(loose, by_hand(bench, 2)) < 1e-6
 
 
-def test_a_step_that_amp_skips_moves_neither_schedule_nor_average(bench, monkeypatch):
+@pytest.mark.parametrize("clip_norm", [0.0, 1e6])
+def test_a_step_that_amp_skips_moves_neither_schedule_nor_average(bench, monkeypatch, clip_norm):
     """A real gradient scaler, on fp16, whose first scale is far too large: it skips until it has come down."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=1000)
     fabric = Fabric(accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
@@ -169,7 +170,9 @@ def test_a_step_that_amp_skips_moves_neither_schedule_nor_average(bench, monkeyp
     monkeypatch.setattr(
         registry.find("averages", "ema").load(), "update", lambda *args: (averaged.append(args[2]), update(*args))
     )
-    _, progress = bench.fit(fabric=fabric, schedule="cosine(warmup=0.0)", average="ema()", epochs=6)
+    _, progress = bench.fit(
+        fabric=fabric, schedule="cosine(warmup=0.0)", average="ema()", epochs=6, train__clip_norm=clip_norm
+    )
     taken = [done for done, _ in seen]
     assert not taken[0], "the first step must be skipped, or this test shows nothing"
     assert taken[-1]
