@@ -413,7 +413,7 @@ def pure_training(case: Case) -> Sides:
 
 def _kernels(timed: bool) -> Any:
     """How cuDNN chooses its kernels, within."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=timed, deterministic=not timed, allow_tf32=True)
+    return torch.backends.cudnn.flags(enabled=True, benchmark=timed, deterministic=not timed)
 
 
 def pure_inference(case: Case) -> Sides:

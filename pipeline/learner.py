@@ -41,7 +41,8 @@ class Learner(nn.Module):
         self.measures = bool(facts.get("lengths"))
         self.distil, self.relates = DISTILLATIONS[(taught_by or learns).name], (taught_by or learns).directions
         self.loss, self.share = registry.build("losses", config.loss), config.loss_weight
-        self.pairs, self.pair_weights = pair_losses(network, config)
+        self.pairs, weights = pair_losses(network, config)
+        self.register_buffer("pair_weights", torch.tensor(weights), persistent=False)  # made in a step, it would wait
         self.mix = registry.build("mixes", config.mix) if mixes(config) else None
         self.auxiliary = None
         if auxiliary(config):
@@ -87,7 +88,7 @@ class Learner(nn.Module):
         else:
             each = self._compared_known(points, labels)
         each = each.view(len(each), views, -1).mean(dim=1)
-        return (each * torch.tensor(self.pair_weights, device=points.device)[:, None]).sum(dim=0)
+        return (each * self.pair_weights[:, None]).sum(dim=0)
 
     def _compared_known(self, points: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """(P, V·B) the losses of pairs among the rows whose class is known; 0 of the others, which are no negatives."""

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import small_masks
 import small_training as small
 import torch
 
@@ -19,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.parts import augments
 from pipeline.parts.augments import augmenter
 from pipeline.resident import DeviceLoader
+from pipeline.runs import Run
 
 SIDE, CPU = 12, torch.device("cpu")
 CALLS = {"several": "several(base='flips()',change='cutout(chance=1.0)',count=3)"}  # its default change is not batched
@@ -348,6 +350,23 @@ def test_auto_takes_a_gpu_that_has_room_and_an_augment_that_can(project, gpu) ->
         hardware.choose(config(project, loader="device"), 8000)
 
 
+def test_the_bytes_of_images_and_planes_are_counted(project) -> None:
+    small.write(project.root, rows=32, tests=8)
+    assert Run(small.config(), "tiny").pixels() == 32 * 8 * 8
+    assert Run(small.config(train__soft="x"), "tiny").pixels() == 40 * 8 * 8
+    small_masks.write(project.root, rows=12)
+    assert Run(small_masks.config(), "tiny").pixels() == 12 * 16 * 16 * (3 + 1)
+
+
+@pytest.mark.slow
+def test_masks_learn_from_batches_on_the_device(project) -> None:
+    small_masks.write(project.root)
+    ended = project.run("stage=train", "fold=0", "loader=device", "augment=light()", "sizes=multi_scale()")
+    assert (ended.code, "fold0 epoch  1  loss" in ended.out) == (0, True)
+    tiles = project.run("stage=train", "fold=0", "loader=device", "data.resize=tiles", "run=tiles")
+    assert (tiles.code, "data.resize=tiles cannot be done" in tiles.err) == (2, True)
+
+
 def test_what_cannot_be_done_on_the_device_is_named(project) -> None:
     small.write(project.root)
     ended = project.run(
@@ -363,6 +382,7 @@ class Killed(BaseException):
     """Stands for kill -9."""
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_with_the_same_batches(project, monkeypatch) -> None:
     from pipeline import engine
 
