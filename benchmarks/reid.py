@@ -438,7 +438,7 @@ def whole(lines: Sequence[Line | None], reranked: Line | None, groups: Sequence[
     if first is None or last is None:
         return []
     gain, error = difference(last.precision, first.precision, groups)
-    return ["", f"From the baseline to `{last.name.strip('`')}`: mAP@20 {gain:+.4f} ± {error:.4f}."]
+    return ["", f"From the baseline to the last line: mAP@20 {gain:+.4f} ± {error:.4f}."]
 
 
 def head(bench: Bench, lines: Sequence[Line]) -> list[str]:
@@ -453,13 +453,15 @@ def head(bench: Bench, lines: Sequence[Line]) -> list[str]:
         "Written by `benchmarks/reid.py`, never by hand: the ablation of Luo et al. 2019 (Bag of tricks and a strong "
         "baseline for deep person re-identification), each step on top of those before, losses included.",
         "",
+        f"- Command: `benchmarks/reid.py --data DIR --out DIR --folds {bench.folds} {shlex.join(given)}`.",
         "- Data: omniglot_retrieval, 2,720 drawings of 136 characters, each by 20 hands. Each of the five alphabets "
         f"lies in one of {bench.folds} folds: a member searches the characters of alphabets that it has never seen, "
         "each drawing among all others of the fold.",
         f"- The baseline: `{base}`. The last step is `configs/model/reid_small.yaml`"
         + (f" with `{shlex.join(given)}`." if given else " as it stands."),
         f"- The trainings of this table took {spent / 60:.0f} minutes of one core. Seconds are the processor's for all "
-        "folds of a seed, start of the process included; those of re-ranking are the search's alone.",
+        "folds of a seed, start of the process included; those of re-ranking are the search's alone, and a training "
+        "that was killed counts from where it went on.",
         "- Differences are to the step before, over the same queries and seeds. `±` is the largest of the standard "
         "errors over characters, over folds and over seeds; a verdict needs more than twice that in mAP@20.",
         "- A small net from random weights, few epochs, drawings of strokes: what the paper measured on photographs of "
