@@ -139,9 +139,12 @@ class Bench:
         return [*words, f"run=s{seed}-{self.key(words)}"]
 
     def key(self, words: Sequence[str]) -> str:
-        """A name for what the words come to, whatever the model's file says today."""
+        """A name for what the words come to, whatever the model's file says today, and whatever keys come later."""
         resolved = config.compose(config.parse_arguments(list(words)))
-        return artefacts.fingerprint(sorted(config.scoped(resolved, "run").items()), self.folds)[:12]
+        set_ = [
+            (key, value) for key, value in config.scoped(resolved, "run").items() if value != config.keys()[key].default
+        ]
+        return artefacts.fingerprint(sorted(set_), self.folds)[:12]
 
     def absent(self, step: Step) -> str:
         """Why the settings do not fit this version; empty if they do."""
