@@ -23,6 +23,7 @@ from pipeline.forms import EMBEDDING, unit
 from pipeline.lists import LISTS, SIMILARITY
 from pipeline.maps import SUFFIX, Chained, Geometry, Maps, Mean, Ragged, Stored
 
+STEP = ".step.lock"  # of a folder that a whole step works on, by steps that lock its parts in turn
 FORMAT = 1  # raise it when a finished stage of an older version must not count as finished
 
 
@@ -126,12 +127,19 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; a second process says that it waits, and goes on when the first is done."""
+def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """Hold a folder for this process; a second process says that it waits, and goes on when the first is done.
+
+    name: of the lock; who holds the one of a STEP may take the others below it.
+    """
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as handle:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / name).open("w")
+    except OSError as fault:
+        raise UserError(f"{shown(folder)} cannot be written: {fault.strerror}; free space there, then go on") from fault
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -192,7 +200,8 @@ class Predictions:
             raise UserError(f"{shown(path)}: {fault}") from fault
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as fault:
             raise UserError(
-                f"{shown(path)} is damaged or no predictions file ({fault}); delete it and run stage=predict again"
+                f"{shown(path)} is damaged or no predictions file ({fault}); delete it and run "
+                f"stage={_maker(path)} again"
             ) from fault
 
     def align(self, ids: Sequence[str] | np.ndarray, what: str = "predictions") -> Predictions:
@@ -227,6 +236,11 @@ class Predictions:
             values = LISTS.aligned(values)
         mixed = Mean(values) if isinstance(first.values, Maps) else np.stack(values).mean(axis=0, dtype=np.float64)
         return cls(first.ids, mixed, first.space)
+
+
+def _maker(path: Path) -> str:
+    """The stage that writes predictions there."""
+    return "stack" if path.parent.parent.name == "level2" else "distill" if path.parent.name == "soft" else "predict"
 
 
 def write_maps(path: Path, ids: np.ndarray, maps: Maps, space: str, made_by: dict[str, Any]) -> None:
@@ -278,6 +292,11 @@ def fingerprint(*content: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def digest(content: bytes) -> str:
+    """The same short hash of bytes in memory as ``file_digest`` gives of a file."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
 def file_digest(path: Path) -> str:
     """A short hash of a file's bytes."""
     try:
@@ -287,15 +306,19 @@ def file_digest(path: Path) -> str:
         raise UserError(f"{shown(path)} cannot be read: {fault.strerror}") from fault
 
 
+def recorded(record: Path) -> dict[str, Any] | None:
+    """What a stage recorded when it finished; None if it did not, or the record is damaged."""
+    try:
+        content = read_json(record) if record.is_file() else None
+    except UserError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def finished(record: Path, print_: str, *outputs: Path) -> dict[str, Any] | None:
     """The facts that a stage recorded, if it finished with this fingerprint and its outputs still stand."""
-    if not record.is_file() or not all(output.exists() for output in outputs):
-        return None
-    try:
-        content = read_json(record)
-    except UserError:  # a damaged record only means that the work is done again
-        return None
-    return content if isinstance(content, dict) and content.get("fingerprint") == print_ else None
+    content = recorded(record) if all(output.exists() for output in outputs) else None
+    return content if content and content.get("fingerprint") == print_ else None
 
 
 def finish(record: Path, print_: str, **facts: Any) -> dict[str, Any]:

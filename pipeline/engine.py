@@ -157,10 +157,12 @@ def fit(
                 if stop or due or progress.step % CHECK_STEPS == 0:
                     progress.loss = _finite(float(running), progress, config, folder)
                 if stop or due:
+                    _numbers(learner, progress, config, folder)
                     clock.save(state, progress)
                 if stop:
                     raise KeyboardInterrupt
             progress.loss = _finite(float(running), progress, config, folder)
+            _numbers(learner, progress, config, folder)
             waited, images = train.waited, (train.steps - first) * train.batch_size
             with averaged(learner.network, average) as network, fabric.autocast(), torch.no_grad():
                 average.finish(network, _images(train, progress.epoch, fabric.device))
@@ -244,9 +246,20 @@ def _optimizer_step(optimizer: Any, scaler: Any) -> bool:
 def _finite(loss: float, progress: Progress, config: Config, folder: Path) -> float:
     if math.isfinite(loss):
         return loss
-    raise Diverged(
-        f"the loss of {shown(folder)} is {loss} in epoch {progress.epoch + 1}, step {progress.step}; the last good "
-        f"checkpoint is kept. Try lr={config.lr / 10:g}, train.clip_norm=1 or precision=fp32, with overwrite=true"
+    raise _diverged(f"the loss of {shown(folder)} is {loss}", progress, config)
+
+
+def _numbers(learner: Learner, progress: Progress, config: Config, folder: Path) -> None:
+    """Raise Diverged unless all weights are finite: a gradient alone may have spoilt them, before any loss shows it."""
+    weights = [weight.detach() for weight in learner.parameters() if weight.numel()]
+    if not torch.stack([torch.linalg.vector_norm(weight, math.inf).float() for weight in weights]).isfinite().all():
+        raise _diverged(f"{shown(folder)} has weights that are no finite numbers", progress, config)
+
+
+def _diverged(what: str, progress: Progress, config: Config) -> Diverged:
+    return Diverged(
+        f"{what} in epoch {progress.epoch + 1}, step {progress.step}; the last good checkpoint is kept. Try "
+        f"lr={config.lr / 10:g}, train.clip_norm=1 or precision=fp32, with overwrite=true"
     )
 
 

@@ -34,7 +34,10 @@ def read_folds(config: Config, competition: Competition) -> np.ndarray:
     if not path.is_file():
         command = f"./run.sh stage=split competition={config.competition}"
         raise UserError(f"{shown(path)} does not exist; run {command} first")
-    table = read_table(path, {"id": "", "fold": ""})
+    try:
+        table = read_table(path, {"id": "", "fold": ""})
+    except UserError as fault:
+        raise UserError(f"{str(fault).partition(';')[0]}; restore it, or {_anew(config)}") from fault
     return _folds_of(competition, table["id"], table["fold"], path, config.data.train_csv, _anew(config))
 
 

@@ -53,7 +53,7 @@ class Work:
     def reused(self, print_: str, outputs: tuple[str, ...]) -> Outcome | None:
         """What was recorded, if the work was finished with this fingerprint and its outputs still stand."""
         known = artefacts.finished(self.folder / "stack.json", print_, *(self.folder / file for file in outputs))
-        if not known:
+        if not known or known.get("outputs") != self._digests():
             return None
         return Outcome(
             "stack", self.name, nested=known["nested"], note=known["note"], reused=True, facts=known["facts"]
@@ -69,8 +69,13 @@ class Work:
         found = {**facts, "nested": score.value, "nested_se": score.se}
         seconds = time.perf_counter() - self.started
         record = {"nested": nested, "note": note, "seconds": seconds, "facts": found}
-        artefacts.finish(self.folder / "stack.json", print_, **record)
+        artefacts.finish(self.folder / "stack.json", print_, **record, outputs=self._digests())
         return Outcome("stack", self.name, **record)
+
+    def _digests(self) -> dict[str, str]:
+        """What tells whether the folder's files are still those that were written."""
+        files = sorted(path for path in self.folder.glob("*.*") if path.suffix in (".json", ".npz"))
+        return {path.name: artefacts.file_digest(path) for path in files if path.name != "stack.json"}
 
 
 def begin(config: Config, name: str) -> Work:

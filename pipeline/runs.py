@@ -23,7 +23,9 @@ from pipeline.tasks import Task, task_for
 LIBRARIES = ("torch", "timm", "albumentations", "numpy", "opencv-python-headless")
 HEADER = (
     "# Written by the stage that made it: what defines this run and what it learned. Edit configs/, not this file.\n"
+    "# It ends with three dots.\n"
 )
+END = "...\n"  # YAML's own end of a document: a file that is cut short has none
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,20 @@ class Run:
         """What config.yaml says: settings, hardware, inputs, versions, commit; empty before the first training."""
         from pipeline.config import read_yaml
 
-        return dict(read_yaml(self.file.relative_to(root()))) if self.file.is_file() else {}
+        if not self.file.is_file():
+            return {}
+        self._check_whole()
+        return dict(read_yaml(self.file.relative_to(root())))
+
+    def _check_whole(self) -> None:
+        """UserError unless config.yaml is whole; those that older versions wrote have other headers and no dots."""
+        text = self.file.read_bytes()
+        first = HEADER.encode()
+        if not text.endswith(END.encode()) and (text.startswith(first) or len(text) < len(first)):
+            raise UserError(
+                f"{shown(self.file)} is damaged: its end is missing; delete it, then run the same command again: "
+                "members that were trained with these settings are kept"
+            )
 
     @property
     def made_by(self) -> str:
@@ -173,7 +188,27 @@ class Run:
             if all(stored.get(part) == content[part] for part in fixed):
                 content = content | stored if joining else stored | content
             write_yaml(self.file, content)
+            if not stored:
+                self._take_up()
         return content
+
+    def _take_up(self) -> None:
+        """Keep members that lie there without a config.yaml if they were trained as the new one says, else refuse.
+
+        What is not trained to the end may be of other settings, which nothing tells: it begins anew.
+        """
+        for record in self.folder.glob("f*/train.json"):
+            held_out = tuple(int(fold) for fold in record.parent.name[4:].split("_") if fold)
+            if self.member(held_out) != record.parent or artefacts.finished(record, self.fingerprint_of(held_out)):
+                continue
+            self.file.unlink()
+            raise UserError(
+                f"{shown(record.parent)} was trained with other settings than these, and there is no {self.file.name} "
+                f"that tells them; {self._way()}"
+            )
+        for state in self.folder.rglob("last.ckpt"):
+            if not (state.parent / "train.json").is_file():
+                state.unlink()
 
     def expect(self) -> None:
         """Make sure of an old run as ``settle`` does; a new one is left to the machine that begins it."""
@@ -200,9 +235,13 @@ class Run:
             if self.config.overwrite and folder.exists():
                 shutil.rmtree(folder)
 
-    def keep(self, what: str) -> None:
-        """Refuse to change what an existing run was trained on; what: the thing that came out differently."""
-        if self.stored():
+    def keep(self, what: str, key: str = "", digest: str = "") -> None:
+        """Refuse to change what an existing run was trained on; what: the thing that came out differently.
+
+        key, digest: the input that it is, and what it would become: the very same may be written again.
+        """
+        stored = self.stored()
+        if stored and (not key or stored["inputs"].get(key) != digest):
             raise UserError(f"{what} came out differently than when the run {self.name} was trained; {self._way()}")
 
     def _way(self) -> str:
@@ -228,6 +267,10 @@ class Run:
         stored = self.stored()
         parts = ("settings", "inputs", "hardware", *(["length"] if "length" in stored else []))
         return artefacts.fingerprint(*(stored.get(part) for part in parts))
+
+    def fingerprint_of(self, held_out: tuple[int, ...]) -> str:
+        """What a trained member depends on."""
+        return artefacts.fingerprint(self.fingerprint(), held_out)
 
     def as_trained(self) -> Config:
         """The config with the settings that the run was made with, whatever the command line says."""
@@ -260,7 +303,7 @@ class Run:
 
     def trained(self, held_out: tuple[int, ...]) -> str:
         """The fingerprint of a trained member; UserError with the command that trains it."""
-        folder, print_ = self.member(held_out), artefacts.fingerprint(self.fingerprint(), held_out)
+        folder, print_ = self.member(held_out), self.fingerprint_of(held_out)
         if not artefacts.finished(folder / "train.json", print_, folder / "best.ckpt"):
             fold = ",".join(map(str, held_out)) or "full"
             raise UserError(f"{shown(folder)} is not trained to the end; run {self.command('train')} fold={fold} first")
@@ -383,7 +426,8 @@ def write_yaml(path: Path, content: dict[str, Any]) -> None:
     """Write plain values as YAML, atomically, keys in their given order."""
     import yaml
 
-    artefacts.write_text(path, HEADER + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+    artefacts.write_text(path, HEADER + text + END)
 
 
 def _version(name: str) -> str:
@@ -393,9 +437,14 @@ def _version(name: str) -> str:
         return "not installed"
 
 
+def folder_digest(path: Path) -> str:
+    """A short hash of the names and bytes of a folder's files."""
+    return artefacts.fingerprint({p.name: artefacts.file_digest(p) for p in sorted(path.iterdir())})
+
+
 def _digest(path: Path, name: str) -> str:
     if path.is_dir():
-        return artefacts.fingerprint({p.name: artefacts.file_digest(p) for p in sorted(path.iterdir())})
+        return folder_digest(path)
     if not path.is_file():
         raise UserError(f"{name}={shown(path)} does not exist")
     return artefacts.file_digest(path)

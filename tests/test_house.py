@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,13 @@ def test_imports_point_down(name):
         assert other in modules(), f"{name} imports pipeline.{other}, which is no module"
         beside = name.partition(".")[0] == other.partition(".")[0] in SIDEWAYS
         assert floor_of(other) < floor_of(name) or beside, f"{name} imports {other}, which stands above or beside it"
+
+
+def test_nothing_is_decided_by_the_wall_clock():
+    """It may be set back, or differ between machines; what must know how long something took asks a monotonic one."""
+    asks = re.compile(r"time\.time\(|\.now\(|utcnow")
+    asking = {name for name, path in modules().items() if asks.search(path.read_text(encoding="utf-8"))}
+    assert asking == {"stages.score"}, "it logs when a solution was looked at, and nothing reads that"
 
 
 def test_the_floors_have_no_ghosts():

@@ -15,7 +15,7 @@ from pipeline.artefacts import Predictions, shown
 from pipeline.config import Config, followers, replace, root, scoped
 from pipeline.console import Outcome, say
 from pipeline.errors import UserError
-from pipeline.runs import Run, predicted_runs
+from pipeline.runs import Run, folder_digest, predicted_runs
 from pipeline.stages import predict, train
 from pipeline.tasks import facts, lacks, task_for
 
@@ -30,10 +30,16 @@ def run(config: Config) -> list[Outcome]:
     """Train and predict the run ``<student>-distilled`` from the teachers' soft labels."""
     if why := lacks(config, "distill"):
         return [Outcome("distill", note=why)]
-    began = time.perf_counter()
     if config.fold == ["full"]:
         raise UserError("stage=distill teaches the members of folds; fold=full has none: use fold=all")
     name = config.run or f"{config.model}-distilled"
+    with artefacts.locked(artefacts.run_folder(config, name), artefacts.STEP):
+        return [distill(config, name)]
+
+
+def distill(config: Config, name: str) -> Outcome:
+    """Teach, train and predict the student of that name."""
+    began = time.perf_counter()
     teachers = find_teachers(config, name)
     student = Run(config, name)
     if name in [teacher.name for teacher in teachers] or (
@@ -61,7 +67,7 @@ def run(config: Config) -> list[Outcome]:
     trained, predicted = train.run(settings)[0], predict.run(settings)[0]
     note = "; ".join(filter(None, [f"teacher {names}", LEAK[config.distill.source]]))
     reused = trained.reused and predicted.reused
-    return [Outcome("distill", name, predicted.score, "", "", time.perf_counter() - began, note, reused)]
+    return Outcome("distill", name, predicted.score, "", "", time.perf_counter() - began, note, reused)
 
 
 def find_teachers(config: Config, student: str) -> list[Run]:
@@ -95,19 +101,26 @@ def write_soft_labels(student: Run, teachers: list[Run], folder: Path) -> None:
     digests = [artefacts.file_digest(p / n) for p in parents for n in ("test.npz", "oof.npz")]
     asked = (config.distill.source, config.distill.unlabelled, scoped(config, "predict"))
     print_ = artefacts.fingerprint(*asked, [t.name for t in teachers], digests)
-    files = [folder / f"fold{fold}.npz" for fold in range(teachers[0].count)]
-    if artefacts.finished(folder.parent / "soft.json", print_, *files):
+    record, draft = folder.parent / "soft.json", folder.parent / "soft.draft"
+    known = artefacts.finished(record, print_, folder)
+    if known and known.get("digest") == folder_digest(folder):
         return
-    student.keep(shown(folder))
-    shutil.rmtree(folder, ignore_errors=True)
+    if not known and artefacts.recorded(record):
+        student.keep(shown(folder))  # other teachers: said before the work, not after it
+    shutil.rmtree(draft, ignore_errors=True)
     scratch = folder.parent / "soft-scratch"  # for maps of single teachers
-    for fold, file in enumerate(files):
-        _mean([teach(teacher, fold, scratch / teacher.name) for teacher in teachers]).save(file)
+    for fold in range(teachers[0].count):
+        _mean([teach(teacher, fold, scratch / teacher.name) for teacher in teachers]).save(draft / f"fold{fold}.npz")
         shutil.rmtree(scratch, ignore_errors=True)
         if config.distill.unlabelled:
             tests = [Predictions.load(teacher.need((fold,), "test.npz")) for teacher in teachers]
-            _mean(tests).save(folder / f"fold{fold}-test.npz")
-    artefacts.finish(folder.parent / "soft.json", print_)
+            _mean(tests).save(draft / f"fold{fold}-test.npz")
+    digest = folder_digest(draft)
+    student.keep(shown(folder), "train.soft", digest)
+    record.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
+    artefacts.finish(record, print_, digest=digest)
 
 
 def _mean(taught: list[Predictions]) -> Predictions:

@@ -81,6 +81,7 @@ def predict(run: Run, held_out: tuple[int, ...]) -> None:
 
         say(f"predict {run.name} {folder.name}")
         task = task_for(run.config, run.competition)
+        (folder / "predict.json").unlink(missing_ok=True)  # it never stands beside predictions of other views
         member = open_member(folder, run.config, run.competition, task, Hardware(**run.stored()["hardware"]))
         made_by = {
             "run": run.name, "member": folder.name, "views": run.config.views, "scales": run.config.scales,

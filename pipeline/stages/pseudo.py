@@ -46,6 +46,11 @@ def run_round(teacher: Run, name: str, number: int) -> tuple[Outcome, Run | None
 
     No run comes of it where no test row is sure enough; that is a warning, since a recipe must go on.
     """
+    with artefacts.locked(artefacts.run_folder(teacher.config, name), artefacts.STEP):
+        return _round(teacher, name, number)
+
+
+def _round(teacher: Run, name: str, number: int) -> tuple[Outcome, Run | None]:
     began = time.perf_counter()
     thresholds = teacher.config.pseudo.threshold
     threshold = thresholds[min(number, len(thresholds)) - 1]
@@ -94,18 +99,22 @@ def write_map_labels(teacher: Run, student: Run, path: Path, threshold: float) -
     tests = [artefacts.file_digest(teacher.need((fold,), "test.npz")) for fold in range(teacher.count)]
     print_ = artefacts.fingerprint(tests, threshold, pseudo.cap, pseudo.soft, pseudo.weight)
     known = None if config.overwrite else artefacts.finished(record, print_, path)
-    if known and all((path.parent / name).exists() for name in known["files"]):
+    other = not artefacts.finished(record, print_) and artefacts.recorded(record)
+    files = [path.parent / name for name in known["files"]] if known else []
+    if known and all(file.exists() for file in files) and artefacts.file_digest(path) == known["table"]:
         return pd.read_csv(path, dtype={"id": str, "planes": str})
     frame = make_labels(teacher, threshold)
     if frame.empty:
         return frame
     student.clear()
-    student.keep(shown(path))
+    if other:  # else the same teacher gives the same planes again, where some were lost
+        student.keep(shown(path))
     members = frame.groupby("for_fold")["id"]
     digests = {fold: _write_planes(teacher, path, fold, ids, threshold) for fold, ids in members}
     frame = frame.assign(planes=frame["for_fold"].map(digests))
     _write(student, path, frame)
-    artefacts.finish(record, print_, files=[masked.given_file(path, fold).name for fold in digests])
+    files = [masked.given_file(path, fold).name for fold in digests]
+    artefacts.finish(record, print_, files=files, table=artefacts.file_digest(path))
     return frame
 
 
@@ -130,8 +139,9 @@ LABELS: dict[bool, Callable[[Run, Run, Path, float], pd.DataFrame]] = {  # by wh
 
 def _write(student: Run, path: Path, frame: pd.DataFrame) -> None:
     text = frame.to_csv(index=False, lineterminator="\n")
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        student.keep(shown(path))
+    digest = artefacts.digest(text.encode())
+    if not path.exists() or artefacts.file_digest(path) != digest:
+        student.keep(shown(path), "train.labels", digest)
         artefacts.write_text(path, text)
 
 

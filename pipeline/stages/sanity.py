@@ -23,12 +23,13 @@ def run(config: Config) -> list[Outcome]:
     ensure_folds(config, load(config))
     run = Run(config, artefacts.run_name(config))
     record, print_ = run.folder / "sanity.json", artefacts.fingerprint(scoped(config, "run"), run.inputs())
-    before = artefacts.finished(record, print_)
-    if before is None:
-        from pipeline.checks import all_checks
+    with artefacts.locked(run.folder, artefacts.STEP):
+        before = artefacts.finished(record, print_)
+        if before is None:
+            from pipeline.checks import all_checks
 
-        say(f"sanity {run.name}")
-        before = artefacts.finish(record, print_, checks=[vars(check) for check in all_checks(run)])
+            say(f"sanity {run.name}")
+            before = artefacts.finish(record, print_, checks=[vars(check) for check in all_checks(run)])
     checks = before["checks"]
     for check in checks:
         say(f"  {'pass' if check['passed'] else 'FAIL'}  {check['name']}: {check['seen']}")

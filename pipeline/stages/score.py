@@ -37,6 +37,12 @@ def run(config: Config) -> list[Outcome]:
         return [Outcome("score", note=f"no solution file {shown(solution)}")]
     if not solution.is_file():
         raise UserError(f"{shown(solution)} does not exist; give solution=FILE, a csv with the test rows' answers")
+    with artefacts.locked(artefacts.submissions_folder(config)):
+        return [_look(config, competition, solution, alone, began)]
+
+
+def _look(config: Config, competition: Competition, solution: Path, alone: bool, began: float) -> Outcome:
+    """Score the submission and log the look, unless a recipe has looked before."""
     path = _submission(config)
     looks = _looks(config)
     key = {
@@ -46,7 +52,7 @@ def run(config: Config) -> list[Outcome]:
     }
     before = [look for look in looks if all(look[name] == value for name, value in key.items())]
     if before and not alone:
-        return [_outcome(before[-1], reused=True, seconds=0.0)]
+        return _outcome(before[-1], reused=True, seconds=0.0)
     scores = _score(config, competition, path, solution)
     number = 1 + sum(look["solution_digest"] == key["solution_digest"] for look in looks)
     look = {
@@ -55,7 +61,7 @@ def run(config: Config) -> list[Outcome]:
         **key, **{part: repr(scores[part]) if part in scores else "" for part in PARTS},
     }  # fmt: skip
     _log(config, [*looks, look])  # before the score is shown, so that no look is unlogged
-    return [_outcome(look, reused=False, seconds=time.perf_counter() - began)]
+    return _outcome(look, reused=False, seconds=time.perf_counter() - began)
 
 
 def _submission(config: Config) -> Path:

@@ -29,7 +29,7 @@ from pipeline.errors import UserError
 from pipeline.features import Features
 from pipeline.forms import EMBEDDINGS, FORMS, MAPS
 from pipeline.lists import TABLES
-from pipeline.members import begin
+from pipeline.members import FOLDER, begin
 from pipeline.nested import Candidate, Table
 from pipeline.runs import Run
 from pipeline.stages import submit
@@ -41,7 +41,8 @@ OUTPUTS = ("level2.json", "stacker.npz", "decision.npz", "nested.npz", "test.npz
 def run(config: Config) -> list[Outcome]:
     """Fit, score and choose a level 2; writes ``runs/<competition>/level2/<stack.name>/`` and its submission."""
     name = artefacts.safe_name(config.stack.name, "stack.name")
-    outcome = STACKS.get(tasks.facts(config.task)["form"], stack)(config, name)
+    with artefacts.locked(artefacts.runs_folder(config) / FOLDER / name, artefacts.STEP):
+        outcome = STACKS.get(tasks.facts(config.task)["form"], stack)(config, name)
     submit.run(replace(config, source=name))
     return [outcome]
 

@@ -78,7 +78,7 @@ def settle(run: Run, joining: bool = False) -> None:
 
 def is_trained(run: Run, held_out: tuple[int, ...]) -> bool:
     """Whether the member is finished."""
-    folder, print_ = run.member(held_out), artefacts.fingerprint(run.fingerprint(), held_out)
+    folder, print_ = run.member(held_out), run.fingerprint_of(held_out)
     return artefacts.finished(folder / "train.json", print_, folder / "best.ckpt") is not None
 
 
@@ -89,7 +89,7 @@ def train(run: Run, held_out: tuple[int, ...]) -> None:
     if is_trained(run, held_out):
         return
     folder = run.member(held_out)
-    record, print_ = folder / "train.json", artefacts.fingerprint(run.fingerprint(), held_out)
+    record, print_ = folder / "train.json", run.fingerprint_of(held_out)
     with artefacts.locked(folder):
         if is_trained(run, held_out):  # while this process waited
             return
