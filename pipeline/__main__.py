@@ -9,7 +9,7 @@ import shlex
 import sys
 import traceback
 
-from pipeline.errors import Elsewhere, UserError
+from pipeline.errors import Elsewhere, OutOfTime, UserError
 
 
 def main(words: list[str]) -> int:
@@ -22,9 +22,11 @@ def main(words: list[str]) -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = shlex.join(["./run.sh", *(word for word in words if word != "overwrite=true")])
-        print(f"\ninterrupted; all finished work is kept. Go on with: {again}", file=sys.stderr)
+        print(f"\ninterrupted; all finished work is kept. Go on with: {_again(words)}", file=sys.stderr)
         return 130
+    except OutOfTime as end:
+        print(f"\n{end}; all finished work is kept. Go on with: {_again(words)}")
+        return 0
     except Exception as fault:
         if isinstance(fault, Elsewhere):
             print(f"error: {fault}", file=sys.stderr)
@@ -34,6 +36,11 @@ def main(words: list[str]) -> int:
         return 1
 
 
+def _again(words: list[str]) -> str:
+    """The command that goes on."""
+    return shlex.join(["./run.sh", *(word for word in words if word != "overwrite=true")])
+
+
 def command(words: list[str]) -> int:
     """Parse the words, settle the config and run the stage."""
     if words and words[0].lstrip("-") in ("help", "h"):
@@ -41,12 +48,15 @@ def command(words: list[str]) -> int:
 
         show(" ".join(words[1:]))
         return 0
+    from pipeline import budget
     from pipeline.config import compose, parse_arguments
     from pipeline.stages import check_name, run_stage
 
     arguments = parse_arguments(words)
     check_name(arguments.get("stage", "all"))
-    run_stage(compose(arguments))
+    config = compose(arguments)
+    budget.begin(config.budget)
+    run_stage(config)
     return 0
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import backbone_names, registry, tasks
+from pipeline import backbone_names, budget, registry, tasks
 from pipeline.errors import UserError, nearest
 from pipeline.symmetry import check_symmetry
 
@@ -434,6 +434,9 @@ class Config:
     blend: list[str] = option([], "submission csvs that stage=submit averages, marked not CV")
     oof: str = option("", "stage=adopt: npz or csv of out-of-fold predictions")
     test: str = option("", "stage=adopt: npz or csv of test predictions")
+    budget: str = option(
+        "", "time of the whole command, such as 8h30m, 90m or 30s: it stops training in time, and submits what is there"
+    )
     overwrite: bool = option(False, "replace a finished run or an adopted one")
     name: str = option("", "stage=new: the name of the competition to write")
     debug: bool = option(False, "show tracebacks")
@@ -739,6 +742,7 @@ def check(config: Config) -> None:
     _check_seeds(config)
     _check_level(config)
     _check_launcher(config)
+    _check_budget(config)
     backbone_names.check(config.backbone)
     if config.stage != "new":  # what it writes is checked when it is whole
         tasks.check(config)
@@ -867,6 +871,18 @@ def check_levels(config: Config) -> None:
         raise UserError(
             f"level={config.level} needs a decoder whose levels learn, but decoder={config.decoder}; leave it out, or "
             "train decoder=unet_plus_plus(deep=true)"
+        )
+
+
+def _check_budget(config: Config) -> None:
+    """A budget is a time, and of a command that trains and can be continued."""
+    if not config.budget:
+        return
+    budget.seconds_of(config.budget)
+    asked = config.arguments.get("stage", "all")
+    if asked not in ("all", "train") and "budget" in config.arguments:
+        raise UserError(
+            f"budget={config.budget} goes with stage=all and stage=train, not with stage={asked}; leave it out"
         )
 
 

@@ -22,13 +22,13 @@ from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
-from pipeline import console, objective, ranks, registry
+from pipeline import budget, console, objective, ranks, registry
 from pipeline.artefacts import shown
 from pipeline.checkpoint import Progress, State, averaged, epoch_weights, predicting
 from pipeline.config import Config, Train
 from pipeline.course import Course
 from pipeline.data import Loader, draw
-from pipeline.errors import Diverged
+from pipeline.errors import Diverged, OutOfTime
 from pipeline.hardware import Hardware
 from pipeline.journal import Journal
 from pipeline.learner import Learner
@@ -105,7 +105,7 @@ def fit(
     """Train, and leave ``best.ckpt`` (weights for prediction), ``last.ckpt`` (full state) and ``log.csv`` in folder.
 
     validate: scores the network after each epoch; None for a training on everything. Raises Diverged when the loss
-    is not finite, KeyboardInterrupt after saving when asked to stop.
+    is not finite; after saving, KeyboardInterrupt when asked to stop and OutOfTime when the budget is used up.
 
     Of several processes each calls this with its share of the same batches; all take the same decisions, and the first
     one writes.
@@ -153,14 +153,14 @@ def fit(
                 progress.step += 1
                 advance(1, f"loss {float(running) / progress.step:.4f}" if progress.step % CHECK_STEPS == 0 else "")
                 whole = place + 1 == size  # half a group's gradients are in no checkpoint
-                stop, due = agreed(stopping(), clock.due()) if whole else (False, False)
+                stop, due = agreed(stopping() is not None, clock.due()) if whole else (False, False)
                 if stop or due or progress.step % CHECK_STEPS == 0:
                     progress.loss = _finite(float(running), progress, config, folder)
                 if stop or due:
                     _numbers(learner, progress, config, folder)
                     clock.save(state, progress)
                 if stop:
-                    raise KeyboardInterrupt
+                    raise stopping() or KeyboardInterrupt
             progress.loss = _finite(float(running), progress, config, folder)
             _numbers(learner, progress, config, folder)
             waited, images = train.waited, (train.steps - first) * train.batch_size
@@ -169,9 +169,11 @@ def fit(
             row = _end_epoch(progress, state, config, validate)
             lr = optimizer.param_groups[0]["lr"]
             journal.add(row, lr, images, time.perf_counter() - began, waited)
-            if agreed(stopping(), False)[0]:  # it came during validation: the next fold must not start
+            late = progress.epoch == config.epochs  # what is left to do takes no longer than a validation
+            why = stopping()  # it may have come during validation: the next fold must not start
+            if agreed(why is not None and not (late and why is OutOfTime), False)[0]:
                 state.save(progress)
-                raise KeyboardInterrupt
+                raise why or KeyboardInterrupt
     if validate is not None:
         _conclude(progress, state, validate, lambda: _images(train, progress.epoch, fabric.device))
     if config.select != "best" or progress.best_epoch < 0:
@@ -181,8 +183,11 @@ def fit(
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C and SIGTERM end the current step first; yields whether one came. A second one stops at once."""
+def stop_signals() -> Iterator[Callable[[], type[BaseException] | None]]:
+    """Let Ctrl-C, SIGTERM and the end of the budget end the current step first; yields what to raise by now.
+
+    A second signal stops at once.
+    """
     came: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
@@ -195,7 +200,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     except ValueError:  # not in the main thread: the caller handles signals
         before = {}
     try:
-        yield lambda: bool(came)
+        yield lambda: KeyboardInterrupt if came else OutOfTime if budget.over() else None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

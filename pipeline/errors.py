@@ -18,6 +18,10 @@ class Elsewhere(Exception):
     """A fault of ours in another process, which has told where. Exit code 1."""
 
 
+class OutOfTime(Exception):
+    """The budget of the command is used up: a training stopped with its state saved. Exit code 0."""
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """A hint such as ``; did you mean focal?`` for the closest allowed word, or an empty text."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import artefacts, console, hardware, orders, registry
+from pipeline import artefacts, budget, console, hardware, orders, registry
 from pipeline.artefacts import shown
 from pipeline.config import Config, flatten, root
 from pipeline.console import Board
-from pipeline.errors import Elsewhere, UserError
+from pipeline.errors import Elsewhere, OutOfTime, UserError
 from pipeline.orders import Job, Running
 from pipeline.runs import Run
 
@@ -122,6 +122,8 @@ def _together(work: Work, members: Sequence[Member]) -> Iterator[int]:
                     if code:
                         raise views[place].failure(code, asked, len(waiting))
                     yield place
+                if work.stage == "train" and waiting and budget.over():
+                    raise OutOfTime
                 time.sleep(PAUSE)
         except BaseException:
             halt(list(waiting.values()))

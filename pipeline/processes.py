@@ -63,8 +63,8 @@ class Worker:
 def together(count: int, kind: str, target: Callable[..., Any], *arguments: Any) -> Any:
     """Call target(*arguments) in so many processes, one a device of this kind; returns what the first one's call does.
 
-    Raises the UserError of one that fails, a RuntimeError with its traceback, or KeyboardInterrupt once they have
-    stopped on a signal, which each of them is told. None outlives this call.
+    Raises the UserError of one that fails, a RuntimeError with its traceback, or, once they have stopped, what a signal
+    or the end of the budget asks for: each of them is told. None outlives this call.
     """
     workers: list[Worker] = []
     with stop_signals() as stopping, listening() as port:
@@ -72,8 +72,8 @@ def together(count: int, kind: str, target: Callable[..., Any], *arguments: Any)
             for rank in range(count):
                 workers.append(start(rank, count, port, kind, functools.partial(target, *arguments)))
             watch(workers, stopping)
-            if stopping():
-                raise KeyboardInterrupt
+            if why := stopping():
+                raise why
             return result(workers)
         finally:
             for worker in workers:
@@ -108,7 +108,7 @@ def start(rank: int, count: int, port: int, kind: str, call: Callable[[], Any]) 
     return Worker(process, listen)
 
 
-def watch(workers: list[Worker], stopping: Callable[[], bool]) -> None:
+def watch(workers: list[Worker], stopping: Callable[[], type[BaseException] | None]) -> None:
     """Return when all have ended, or soon after one has failed; a signal to stop is passed on once."""
     told = False
     while not all(worker.ended for worker in workers):

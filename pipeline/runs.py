@@ -272,6 +272,11 @@ class Run:
         """What a trained member depends on."""
         return artefacts.fingerprint(self.fingerprint(), held_out)
 
+    def is_trained(self, held_out: tuple[int, ...]) -> bool:
+        """Whether the member without these folds is trained to the end."""
+        record, weights = (self.member(held_out) / name for name in ("train.json", "best.ckpt"))
+        return artefacts.finished(record, self.fingerprint_of(held_out), weights) is not None
+
     def as_trained(self) -> Config:
         """The config with the settings that the run was made with, whatever the command line says."""
         stored = self.stored()
@@ -304,25 +309,29 @@ class Run:
     def trained(self, held_out: tuple[int, ...]) -> str:
         """The fingerprint of a trained member; UserError with the command that trains it."""
         folder, print_ = self.member(held_out), self.fingerprint_of(held_out)
-        if not artefacts.finished(folder / "train.json", print_, folder / "best.ckpt"):
+        if not self.is_trained(held_out):
             fold = ",".join(map(str, held_out)) or "full"
             raise UserError(f"{shown(folder)} is not trained to the end; run {self.command('train')} fold={fold} first")
         return artefacts.file_digest(folder / "train.json") + print_
 
     # --- predictions ---
 
-    def oof(self) -> Predictions:
-        """Predictions of the scored rows by the member that did not learn from them, in the table's order."""
-        members = [Predictions.load(self.need((fold,), "oof.npz")) for fold in range(self.count)]
+    def oof(self, folds: Sequence[int] = ()) -> Predictions:
+        """Predictions of the scored rows by the member that did not learn from them, in the table's order.
+
+        folds: the rows of these alone; of all where none are given.
+        """
+        asked = folds or range(self.count)
+        members = [Predictions.load(self.need((fold,), "oof.npz")) for fold in asked]
         ids = self.competition.train["id"].to_numpy()
-        for fold, member in enumerate(members):
+        for fold, member in zip(asked, members, strict=True):
             if set(member.ids.tolist()) != set(ids[self.folds == fold].tolist()):
                 path = shown(self.member((fold,)) / "oof.npz")
                 raise UserError(
                     f"{path} holds other rows than fold {fold}: the run was made on other folds; train and predict it "
                     f"again, {self.command('train')} overwrite=true, or delete it"
                 )
-        return Predictions.concat(members).align(ids[self.scored], f"OOF of {self.name}")
+        return Predictions.concat(members).align(ids[np.isin(self.folds, asked)], f"OOF of {self.name}")
 
     def tests(self) -> list[Predictions]:
         """Test predictions of each fold's member, in the table's order.

@@ -19,7 +19,7 @@ from pipeline import tasks
 SOURCE = small_training.SOURCE / "pipeline"
 FLOORS = [  # a module imports from floors above it in this list alone, at the top or within a function
     ["errors", "console", "environment", "torchvision_fix", "forms", "rle", "orders"],
-    ["registry", "archives", "patterns", "pictures", "windows"],
+    ["budget", "registry", "archives", "patterns", "pictures", "windows"],
     ["stacking", "policies", "batched", "surgery", "segmenters", "maps", "sheets", "ranking"],
     ["fitting", "linear", "convolution", "gallery", "mining", "clusters", "lists"],
     ["backbone_names", "symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
@@ -36,7 +36,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["encoders", "ranks"],
     ["runs", "stores", "data", "network", "journal"],
     ["members", "launch"],
-    ["learner", "infer", "masked", "resident", "tuned", "blended", "fused"],
+    ["learner", "infer", "limited", "masked", "resident", "tuned", "blended", "fused"],
     ["checkpoint", "embed", "objective"],
     ["engine", "prediction"],
     ["processes"],
@@ -55,7 +55,7 @@ HEAVY = (
     "convolution",
 )  # made of torch; what uses them imports them when it is called
 LIGHT = [floor for names in FLOORS[:15] for floor in names if not floor.endswith("*") and floor not in HEAVY]
-LIGHT += ["runs", "members", "launch", "stages", "tuned", "blended", "fused"]
+LIGHT += ["runs", "members", "launch", "limited", "stages", "tuned", "blended", "fused"]
 TASK_NAMES = {*tasks.names(), "segmentation", "retrieval"}
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import artefacts, console, stages
+from pipeline import artefacts, console, limited, stages
 from pipeline.config import Config, compose, read_yaml, replace, root
 from pipeline.console import Outcome, say
-from pipeline.errors import UserError, nearest, some
+from pipeline.errors import OutOfTime, UserError, nearest, some
 from pipeline.stages.sanity import CheckFailed
 
 
@@ -16,18 +17,21 @@ def run(config: Config) -> list[Outcome]:
     """Run the recipe's steps in order and print the closing table."""
     steps = plan(config)
     outcomes: list[Outcome] = []
+    recipe = limited.Recipe(config, [step for _, step in steps])
     try:
         number = 0
         for group in grouped(steps):
             for title, _ in group:
                 number += 1
                 say(f"[{number}/{len(steps)}] {title}")
-            outcomes += run_steps([step for _, step in group])
+            outcomes += run_steps([step for _, step in group], recipe)
     finally:
         if outcomes:
             say(f"\n{console.table(outcomes)}\n")
     rows = [{k: v for k, v in vars(outcome).items() if k not in ("seconds", "reused")} for outcome in outcomes]
     artefacts.write_json(artefacts.runs_folder(config) / f"recipe-{config.recipe}.json", rows)
+    if recipe.left_out:
+        raise OutOfTime(f"budget={config.budget} left out or stopped {', '.join(dict.fromkeys(recipe.left_out))}")
     return outcomes
 
 
@@ -42,11 +46,31 @@ def grouped(steps: list[tuple[str, Config]]) -> list[list[tuple[str, Config]]]:
     return groups
 
 
-def run_steps(steps: list[Config]) -> list[Outcome]:
-    """Run a step, or several together; a failed sanity check warns, since a recipe must end."""
-    if len(steps) > 1:
-        return stages.run_together(steps)
-    step = steps[0]
+def run_steps(steps: list[Config], recipe: limited.Recipe) -> list[Outcome]:
+    """Run a step, or several together, as far as the budget allows; a failed sanity check warns: a recipe must end."""
+    fitted = [recipe.fitting(step) for step in steps]
+    outcomes = [_unfinished(step, why) for step, why in fitted if why]
+    left = [step for step, why in fitted if not why]
+    if len(left) > 1:
+        return outcomes + run_until_late(lambda: stages.run_together(left), left, recipe)
+    return outcomes + [row for step in left for row in run_until_late(lambda: run_step(step), [step], recipe)]
+
+
+def run_until_late(run: Callable[[], list[Outcome]], steps: list[Config], recipe: limited.Recipe) -> list[Outcome]:
+    """What a run of these steps brings; a row for each where the budget ends it."""
+    try:
+        return run()
+    except OutOfTime as end:
+        return [_unfinished(step, recipe.stop(step, end)) for step in steps]
+
+
+def _unfinished(step: Config, why: str) -> Outcome:
+    say(f"  {why}")
+    return Outcome(step.stage, artefacts.run_name(step), note=why)
+
+
+def run_step(step: Config) -> list[Outcome]:
+    """Run one step; a failed sanity check warns, since a recipe must end."""
     try:
         return stages.run_stage(step)
     except CheckFailed as failed:

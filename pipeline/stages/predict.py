@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artefacts, evaluate, launch
+from pipeline import artefacts, evaluate, launch, limited
 from pipeline.artefacts import Predictions, shown
 from pipeline.config import Config, check_levels, replace, scoped
 from pipeline.console import Outcome, say, warn
@@ -79,6 +79,7 @@ def predict(run: Run, held_out: tuple[int, ...]) -> None:
         from pipeline.hardware import Hardware
         from pipeline.prediction import open_member
 
+        began = time.perf_counter()
         say(f"predict {run.name} {folder.name}")
         task = task_for(run.config, run.competition)
         (folder / "predict.json").unlink(missing_ok=True)  # it never stands beside predictions of other views
@@ -92,7 +93,8 @@ def predict(run: Run, held_out: tuple[int, ...]) -> None:
         if held_out:
             member.write_own(np.flatnonzero(np.isin(run.folds, held_out)), folder, made_by)
         member.write_test(folder, made_by)
-        artefacts.finish(folder / "predict.json", print_)
+        looks = limited.looked_at(run, run.config, int(np.isin(run.folds, held_out).sum()))
+        artefacts.finish(folder / "predict.json", print_, seconds=time.perf_counter() - began, looks=looks)
 
 
 WORK = launch.Work("predict", is_predicted, predict)

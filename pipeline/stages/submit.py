@@ -9,15 +9,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from pipeline import artefacts, evaluate, submission
+from pipeline import artefacts, budget, evaluate, submission
 from pipeline.artefacts import Predictions, shown
 from pipeline.competition import Competition, load
 from pipeline.config import Config, replace
 from pipeline.console import Outcome, say, warn
 from pipeline.errors import UserError, nearest
-from pipeline.runs import Run, predicted_runs
+from pipeline.folds import asked_folds
+from pipeline.runs import Run, listed_folds, predicted_runs
 from pipeline.tasks import Task, task_for
 
 
@@ -94,8 +96,11 @@ def _from_run(config: Config, competition: Competition, task: Task, name: str) -
     if full is not None and (config.fold == ["full"] or not run.predicted()):
         none = {"source": name, "members": [f"{name}/full"], "cv": None}
         return Answer(name, _rows(competition, task, full), "no CV", facts=none)
-    tests = run.tests()
     metric = evaluate.metric(config.metric, task)
+    folds = asked_folds(config, run.count)
+    if folds != "full" and len(folds) < run.count:
+        return _from_part(run, folds, competition, task, metric)
+    tests = run.tests()
     score = evaluate.score_folds(metric, run.truth(task), run.oof().values, run.scored_folds)
     facts: dict[str, Any] = {
         "source": name,
@@ -104,6 +109,28 @@ def _from_run(config: Config, competition: Competition, task: Task, name: str) -
         "score": str(score),
     }
     return Answer(name, _rows(competition, task, Predictions.mean(tests)), str(score), facts=facts)
+
+
+def _from_part(run: Run, folds: list[int], competition: Competition, task: Task, metric: evaluate.Metric) -> Answer:
+    """Of a run with some members only: their test predictions, and the score of their own rows."""
+    part = f"{listed_folds(folds)} of {run.count}" + (" (budget)" if budget.limit() else "")
+    tests = [Predictions.load(run.need((fold,), "test.npz")) for fold in folds]
+    if tests[0].made_by.get("crossfit"):
+        raise UserError(
+            f"source={run.name} learned with pseudo.crossfit=true: each member speaks for a part of the test rows, "
+            f"but fold={','.join(map(str, folds))}; leave fold out"
+        )
+    rows = np.flatnonzero(np.isin(run.folds, folds))
+    score = evaluate.score_folds(
+        metric, run.truth_of(task, rows), run.oof(folds).values, run.folds[rows], f"OOF, partial: {part}"
+    )
+    facts = {
+        "source": run.name, "partial": part, "members": [f"{run.name}/fold{fold}" for fold in folds],
+        "cv": {k: _plain(v) for k, v in dataclasses.asdict(score).items()}, "score": str(score),
+    }  # fmt: skip
+    ids = competition.test["id"].to_numpy()
+    mean = Predictions.mean([test.align(ids, f"test predictions of {run.name}") for test in tests])
+    return Answer(run.name, _rows(competition, task, mean), str(score), facts=facts)
 
 
 def _rows(competition: Competition, task: Task, predictions: Predictions) -> pd.DataFrame:

@@ -8,13 +8,13 @@ import time
 
 import numpy as np
 
-from pipeline import advice, artefacts, evaluate, launch, registry
+from pipeline import advice, artefacts, evaluate, launch, limited, registry
 from pipeline.artefacts import shown
 from pipeline.backbone_names import is_coarse_from_scratch
 from pipeline.competition import load
 from pipeline.config import Config, followers
 from pipeline.console import Outcome, say, warn
-from pipeline.errors import UserError
+from pipeline.errors import OutOfTime, UserError
 from pipeline.folds import ensure_folds
 from pipeline.runs import Run
 from pipeline.tasks import task_for
@@ -39,6 +39,8 @@ def together(configs: list[Config]) -> list[Outcome]:
             if not any(run.folder.rglob("*.ckpt")):
                 run.file.unlink(missing_ok=True)  # nothing was trained, so that the mended settings are welcome
         raise
+    except OutOfTime as end:
+        raise OutOfTime("; ".join(f"{run.name}: {limited.stopped(run)}" for run in runs)) from end
     outcomes = []
     for run, span in zip(runs, launch.spans(members, done), strict=True):
         began = time.perf_counter() - span
@@ -76,25 +78,20 @@ def settle(run: Run, joining: bool = False) -> None:
         pace.settle(run)
 
 
-def is_trained(run: Run, held_out: tuple[int, ...]) -> bool:
-    """Whether the member is finished."""
-    folder, print_ = run.member(held_out), run.fingerprint_of(held_out)
-    return artefacts.finished(folder / "train.json", print_, folder / "best.ckpt") is not None
-
-
 def train(run: Run, held_out: tuple[int, ...]) -> None:
     """Train one member unless it is finished."""
     if not run.stored():  # this is the machine that begins it
         settle(run, joining=True)
-    if is_trained(run, held_out):
+    if run.is_trained(held_out):
         return
     folder = run.member(held_out)
     record, print_ = folder / "train.json", run.fingerprint_of(held_out)
     with artefacts.locked(folder):
-        if is_trained(run, held_out):  # while this process waited
+        if run.is_trained(held_out):  # while this process waited
             return
         if record.exists() and not (folder / "best.ckpt").exists() and run.config.select != "last":
             (folder / "last.ckpt").unlink(missing_ok=True)  # it holds other weights than those of the chosen epoch
+        limited.begin_member(run)
         from pipeline.training import train_member
 
         say(f"train {run.name} {folder.name}")
@@ -110,7 +107,7 @@ def open_materials(run: Run, held_out: tuple[int, ...]) -> None:
     training.materials(run, task_for(run.config, run.competition), held_out)
 
 
-WORK = launch.Work("train", is_trained, train, open_materials)
+WORK = launch.Work("train", Run.is_trained, train, open_materials)
 
 
 def warn_of_batches(run: Run, held_out: tuple[int, ...]) -> None:
