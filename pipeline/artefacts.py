@@ -95,9 +95,10 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
     except BaseException as fault:
         with contextlib.suppress(OSError):
             os.unlink(handle.name)
-        if isinstance(fault, OSError):
+        refused = fault.__context__ if isinstance(fault, RuntimeError) else fault  # torch.save hides the disk's own
+        if isinstance(refused, OSError):
             raise UserError(
-                f"{shown(path)} cannot be written: {fault.strerror or fault}; all finished work is kept: "
+                f"{shown(path)} cannot be written: {refused.strerror or refused}; all finished work is kept: "
                 "free space, then run the same command again"
             ) from fault
         raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 import signal
 from pathlib import Path
 
@@ -138,6 +140,24 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(root, projec
         project.run(*EVERYTHING, "run=killed", "train.checkpoint_seconds=0")
     assert project.run(*EVERYTHING, "run=killed").code == 0
     assert small.same(best(root, "whole"), best(root, "killed"))
+
+
+def test_a_disk_that_fills_while_a_checkpoint_is_written_is_one_message(root, project, monkeypatch):
+    """torch.save closes its archive then, which fails in its own way and hides what the disk said."""
+    saved = torch.save
+
+    class Full:
+        def __init__(self, handle):
+            self.handle = handle
+
+        def write(self, data: bytes) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", lambda content, handle: saved(content, Full(handle)))
+    stopped = project.run(*EVERYTHING, "run=full", "train.checkpoint_seconds=0")
+    assert stopped.code == 2
+    assert "runs/noise/full/fold0/last.ckpt cannot be written: No space left on device" in stopped.err
+    assert not list((root / "runs/noise/full").rglob("*.tmp"))
 
 
 SLOW = pytest.mark.slow  # Ctrl-C is tested within the process, too
