@@ -98,7 +98,7 @@ def fresh(whole, finished) -> Path:
 def test_killed_at_random_moments(whole, fresh):
     """SIGKILL, again and again, while the recipe gets on; whenever it gets to its end, it begins anew."""
     _, wanted, seconds = whole
-    generator, left, hit, ends = np.random.default_rng(7), KILLS, set(), 0
+    generator, left, hit = np.random.default_rng(7), KILLS, set()
     while left:
         command = Command(fresh, *RECIPE)
         ended = command.ended(generator.uniform(0, seconds / 3))
@@ -109,12 +109,10 @@ def test_killed_at_random_moments(whole, fresh):
         assert ended.code == 0, ended.err
         assert differing(outcome(fresh), wanted) == []
         wipe(fresh)
-        ends += 1
     ended = processes.run(fresh, *RECIPE)
     assert ended.code == 0, ended.err
     assert differing(outcome(fresh), wanted) == []
     assert len(hit) >= min(5, KILLS // 4), f"the kills must hit many steps, not only {hit}"
-    assert not list(fresh.rglob("*.tmp")) or ends >= 0
 
 
 def test_two_at_once_both_end_right(whole, fresh):
@@ -178,7 +176,7 @@ def test_full_disk(whole, finished, tmp_path, left):
                 stopped.append(stage)
             ended = processes.run(root, *words)
             assert ended.code == 0, ended.err
-        assert set(stopped) >= {"train", "predict", "pseudo", "distill", "stack"}
+        assert set(stopped) >= {"train", "pseudo", "distill"} | ({"predict", "stack"} if not left else set())
         ended = processes.run(root, *RECIPE)
         assert ended.code == 0, ended.err
         assert differing(outcome(root), whole[1]) == []

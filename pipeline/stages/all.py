@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +50,11 @@ def run_steps(steps: list[Config], recipe: limited.Recipe) -> list[Outcome]:
     fitted = [recipe.fitting(step) for step in steps]
     outcomes = [_unfinished(step, why) for step, why in fitted if why]
     left = [step for step, why in fitted if not why]
-    if len(left) > 1:
-        return outcomes + run_until_late(lambda: stages.run_together(left), left, recipe)
-    return outcomes + [row for step in left for row in run_until_late(lambda: run_step(step), [step], recipe)]
-
-
-def run_until_late(run: Callable[[], list[Outcome]], steps: list[Config], recipe: limited.Recipe) -> list[Outcome]:
-    """What a run of these steps brings; a row for each where the budget ends it."""
     try:
-        return run()
+        rows = stages.run_together(left) if len(left) > 1 else [row for step in left for row in run_step(step)]
     except OutOfTime as end:
-        return [_unfinished(step, recipe.stop(step, end)) for step in steps]
+        rows = [_unfinished(step, recipe.stop(step, end)) for step in left]
+    return outcomes + rows
 
 
 def _unfinished(step: Config, why: str) -> Outcome:
