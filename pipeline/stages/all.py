@@ -58,8 +58,9 @@ def run_steps(steps: list[Config], recipe: limited.Recipe) -> list[Outcome]:
 
 
 def _unfinished(step: Config, why: str) -> Outcome:
-    say(f"  {why}")
-    return Outcome(step.stage, artefacts.run_name(step), note=why)
+    name = artefacts.run_name(step)
+    say(f"  {step.stage} {name}: {why}")
+    return Outcome(step.stage, name, note=why)
 
 
 def run_step(step: Config) -> list[Outcome]:
