@@ -42,8 +42,9 @@ if [[ -n $lacks ]]; then
 fi
 
 if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    echo "gpu.sh: no GPU was seen by torch $("$python" -c 'import torch; print(torch.__version__)')" >&2
+    echo "gpu.sh: no GPU was seen by torch $("$python" -c 'import torch; print(torch.__version__)')"
     [[ -n $cpu ]] || { echo "gpu.sh: nothing was measured; --cpu tries that all of it runs" >&2 && exit 2; }
+    echo "gpu.sh: what follows was run to see that it runs; its numbers mean nothing"
     "$python" benchmarks/cifar.py --images 256 epochs=1 batch_size=64 'backbone=small_image(width=4)' 'stem=own()' lr=0.01
     "$python" benchmarks/throughput.py --images 128 --rounds 1 --only "train 32"
     "$python" benchmarks/startup.py --rounds 1

@@ -12,8 +12,10 @@ there is one; without albumentations the plain script is left out.
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib.util
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -142,6 +144,15 @@ def seconds(side: str, folder: Path) -> float:
     raise SystemExit(f"{side} made no step:\n{''.join(said)}")
 
 
+def header() -> str:
+    """What the figures depend on."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU was seen"
+    chip = platform.processor() or platform.machine()
+    return f"{datetime.date.today()}  {gpu}; {chip}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
 def main() -> None:
     """Draw, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -157,6 +168,7 @@ def main() -> None:
         draw(folder)
         sides = ("plain", "ours") if importlib.util.find_spec("albumentations") else ("ours",)
         rounds = [[seconds(side, folder) for side in sides] for _ in range(asked.rounds + 1)][1:]
+    print(header())
     for side, found in zip(sides, zip(*rounds, strict=True), strict=True):
         name = {"ours": "pipeline"}.get(side, side)
         print(f"{name:<10}{statistics.median(found):6.2f} s  ({min(found):.2f}–{max(found):.2f})")
