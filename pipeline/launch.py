@@ -217,7 +217,7 @@ class View:
     def failure(self, code: int, config: Config, others: int) -> Exception:
         """What is raised when the job ended with this exit code, so many others being left."""
         again = shlex.join(["./run.sh", *(f"{k}={v}" for k, v in config.arguments.items() if k != "overwrite")])
-        more = f"; {others} others are stopped, with their state saved" if others else ""
+        more = "; what ran beside it is stopped, with its state saved" if others else ""
         more = f"{more}. Go on with: {again}"
         if code == 1:
             return Elsewhere(f"{self.job.name} failed, see above and {shown(self.job.log)}{more}")

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Protocol
 
 PROJECT = Path(__file__).resolve().parent.parent
+NOT_KEPT = ("SLURM_NTASKS",)  # by which lightning takes a process for one of several that Slurm has started
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,11 @@ class Running(Protocol):
 def start(job: Job, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a job here, with these variables more; it stops when its standard input is closed."""
     job.log.parent.mkdir(parents=True, exist_ok=True)
+    kept = {name: value for name, value in os.environ.items() if name not in NOT_KEPT}
     with job.log.open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.member", job.name],
-            cwd=PROJECT, env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            cwd=PROJECT, env={**kept, "PYTHONUNBUFFERED": "1", **(environment or {})},
             stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True,  # so that Ctrl-C reaches the one who started it, who then stops it
         )  # fmt: skip

@@ -159,7 +159,7 @@ def test_a_failed_job_stops_the_others_and_is_one_message(root, project, monkeyp
     assert len(errors) == 1
     assert errors[0].startswith(f"error: {message}")
     again = "Go on with: ./run.sh stage=train parallel=folds lr=1e-2"
-    assert errors[0].endswith(f"1 others are stopped, with their state saved. {again}")
+    assert errors[0].endswith(f"; what ran beside it is stopped, with its state saved. {again}")
     assert "Traceback" not in ended.err
     assert [one.stopped for one in handed] == [1, 0]
     assert ("warning: odd" in ended.err) == ("odd" in lines)
@@ -358,7 +358,9 @@ class Array:
 
     def submit(self, call, one):
         self.jobs.append(
-            types.SimpleNamespace(job_id=f"7_{len(self.jobs)}", done=lambda: True, result=lambda: 0, cancelled=0)
+            types.SimpleNamespace(
+                job_id=f"7_{len(self.jobs)}", done=lambda force_check: True, result=lambda: 0, cancelled=0
+            )
         )
         self.jobs[-1].cancel = lambda check, own=self.jobs[-1]: setattr(own, "cancelled", own.cancelled + 1)
         return self.jobs[-1]
@@ -375,6 +377,7 @@ def test_slurm_submits_an_array(tmp_path, monkeypatch, capsys):
         "mem_gb": 16, "slurm_partition": "gpu", "slurm_additional_parameters": {"qos": "low", "nice": "5"},
         "slurm_array_parallelism": 2,
     }  # fmt: skip
+    monkeypatch.setattr(launchers, "LOOK_SECONDS", 0)
     assert "3 Slurm jobs, 7" in capsys.readouterr().out
     assert running[0].ended() == 0
     running[1].stop()

@@ -8,11 +8,12 @@ must be installed; ``at_once``, that it heeds ``jobs=``.
 
 from __future__ import annotations
 
-import contextlib
+import math
 import os
 import subprocess
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipeline.registry import part
 
 INTERRUPTED = 130  # the exit code of what was stopped before it began
 GPUS = "CUDA_VISIBLE_DEVICES"
+LOOK_SECONDS = 2.0  # between two looks at a Slurm job
 
 
 # --- this machine -------------------------------------------------------------------------------------------------
@@ -243,11 +245,15 @@ class SlurmJob:
 
     name: str
     job: Any
-    stopped: bool = field(default=False)
+    stopped: bool = False
+    looked: float = -math.inf
 
     def ended(self) -> int | None:
-        """Its exit code, once it has one."""
-        if not self.job.done():
+        """Its exit code, once it has one; Slurm itself is asked rarely, but for a job that was cancelled."""
+        if time.monotonic() - self.looked < LOOK_SECONDS:
+            return None
+        self.looked = time.monotonic()
+        if not self.job.done(force_check=self.stopped):
             return None
         if self.stopped:
             return INTERRUPTED
@@ -265,6 +271,4 @@ class SlurmJob:
         self.job.cancel(check=False)
 
     def kill(self) -> None:
-        """Cancelled jobs end by themselves."""
-        with contextlib.suppress(OSError):
-            self.job.cancel(check=False)
+        """It is cancelled already."""
