@@ -85,9 +85,17 @@ def check_devices(device: str, count: int) -> None:
 
 
 def start(hardware: Hardware, processes: int = 1) -> None:
-    """Fix the thread count and the deterministic kernels for this process, of so many that share the threads."""
+    """Fix the thread count and the deterministic kernels for this process, of so many that share the threads.
+
+    UserError where this machine lacks the device that the run computes on, as one that only submits jobs may.
+    """
     import torch
 
+    if not _is_there(hardware.device):
+        raise UserError(
+            f"the run computes on device={hardware.device}, as its config.yaml says, which this machine has not; start "
+            "the command on one that has, or train a new run here, run=NAME"
+        )
     torch.set_num_threads(max(1, hardware.threads // processes))
     torch.backends.cudnn.benchmark = False  # it picks kernels by timing: two runs would differ
     torch.backends.cudnn.deterministic = True
@@ -132,12 +140,21 @@ def _device(asked: str) -> str:
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind, _, number = asked.partition(":")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind not in there or (number and not number.isdigit()):
+    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdigit()):
         raise UserError(f"device={asked}, but device is auto, cpu, cuda, cuda:N or mps")
-    if not there[kind] or (number and kind == "cuda" and int(number) >= torch.cuda.device_count()):
+    if not _is_there(asked):
         raise UserError(f"device={asked}, but this machine has no such device; device=auto takes what is there")
     return asked
+
+
+def _is_there(device: str) -> bool:
+    """Whether this machine has a device of this name."""
+    import torch
+
+    kind, _, number = device.partition(":")
+    if kind == "cuda":
+        return torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count()
+    return kind == "cpu" or torch.backends.mps.is_available()
 
 
 def _loader(config: Config, device: str, pixels: int) -> str:

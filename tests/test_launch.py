@@ -16,7 +16,7 @@ import pytest
 import small_training as small
 
 from pipeline import config as settings
-from pipeline import console, launch, member, orders
+from pipeline import console, hardware, launch, member, orders
 from pipeline.errors import UserError
 from pipeline.orders import Job
 from pipeline.parts import launchers
@@ -402,6 +402,12 @@ def test_on_a_cluster_the_machine_that_begins_a_run_decides_its_format(root, pro
     (root / "runs/noise/tiny/fold0/train.json").unlink()
     assert project.run(*threads).code == 0
     assert seen == [False, True]
+
+
+def test_what_predicts_where_the_command_runs_says_that_the_device_is_missing(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match=r"device=cuda, .* which this machine has not"):
+        hardware.start(hardware.Hardware("cuda", "fp16", "fp16", 1))
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
