@@ -11,6 +11,7 @@ import logging
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -55,6 +56,7 @@ def make_fabric(hardware: Hardware) -> Fabric:
     devices: Any = [int(number)] if number else 1
     if ranks.size() == 1:
         return Fabric(accelerator=hardware.kind, devices=devices, precision=precision)  # type: ignore[arg-type]
+    warnings.filterwarnings("ignore", message="Grad strides do not match")  # of one channel, which has no strides
     together = DDPStrategy(cluster_environment=TorchElasticEnvironment(), find_unused_parameters=True)
     fabric = Fabric(accelerator=hardware.kind, devices=ranks.size(), strategy=together, precision=precision)  # type: ignore[arg-type]
     fabric.launch()

@@ -36,11 +36,11 @@ DONE, STOPPED, PROBLEM, FAULT = "done", "stopped", "problem", "fault"  # what a 
 
 @dataclass
 class Worker:
-    """A process of the group, and what it said at its end: how it ended, what came of it; None if it was killed."""
+    """A process of the group, and what it said at its end: how it ended, what came of it, when; None if killed."""
 
     process: Any
     listen: Any
-    said: tuple[str, Any] | None = None
+    said: tuple[str, Any, float] | None = None
 
     @property
     def ended(self) -> bool:
@@ -126,9 +126,9 @@ def watch(workers: list[Worker], stopping: Callable[[], type[BaseException] | No
 
 def result(workers: list[Worker]) -> Any:
     """What the first process brought; else the exception that tells best why there is nothing."""
-    said = [worker.said for worker in workers if worker.said is not None]
-    faults = [value for how, value in said if how == FAULT]
-    for problem, lines in (value for how, value in said if how == PROBLEM):
+    said = sorted((worker.said for worker in workers if worker.said is not None), key=lambda one: one[2])
+    faults = [value for how, value, _ in said if how == FAULT]  # the first is the cause; the others miss who is gone
+    for problem, lines in (value for how, value, _ in said if how == PROBLEM):
         raise problem from RuntimeError(lines)
     for number, worker in enumerate(workers, 1):
         if worker.failed and worker.said is None:
@@ -165,7 +165,7 @@ def work(rank: int, count: int, port: int, kind: str, speak: Any, call: Callable
         said = PROBLEM, (problem, traceback.format_exc())
     except BaseException:
         said = FAULT, traceback.format_exc()
-    speak.send(said)
+    speak.send((*said, time.monotonic()))  # one clock for all processes of a machine
     sys.stdout.flush()
     os._exit(0)  # at once: to take the group down in good order, each would wait for others that may be gone
 
