@@ -26,7 +26,7 @@ from torch import distributed
 
 from pipeline import ranks
 from pipeline.engine import stop_signals
-from pipeline.errors import UserError
+from pipeline.errors import OutOfTime, UserError
 
 POLL = 0.2  # seconds between two looks for a signal
 GRACE = 2.0  # seconds for the others to speak, when one has failed: what breaks first is not always heard first
@@ -52,6 +52,11 @@ class Worker:
         return self.said is not None or dead
 
     @property
+    def done(self) -> bool:
+        """Whether it has brought its work to the end."""
+        return self.said is not None and self.said[0] == DONE
+
+    @property
     def failed(self) -> bool:
         """Whether it has ended, but not as it should."""
         return self.ended and (self.said is None or self.said[0] in (PROBLEM, FAULT))
@@ -72,7 +77,8 @@ def together(count: int, kind: str, target: Callable[..., Any], *arguments: Any)
             for rank in range(count):
                 workers.append(start(rank, count, port, kind, functools.partial(target, *arguments)))
             watch(workers, stopping)
-            if why := stopping():
+            why = stopping()
+            if why and not (why is OutOfTime and all(worker.done for worker in workers)):
                 raise why
             return result(workers)
         finally:
