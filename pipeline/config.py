@@ -237,6 +237,10 @@ class Train:
     )  # fmt: skip
     temperature: float = option(1.0, "softens teacher and student in the distillation loss", above=0, scope="run")
     alpha: float = option(0.5, "share of the distillation loss beside the true labels'", low=0, high=1, scope="run")
+    embeddings: str = option(
+        "relations", "what a student of embeddings learns of its teacher's; see distill.embeddings",
+        choices=("relations", "cosine"), scope="run",
+    )  # fmt: skip
     checkpoint_seconds: float = option(15.0, "least seconds between two saves of last.ckpt; changes no result", low=0)
 
 
@@ -271,6 +275,11 @@ class Distill:
     temperature: float = option(2.0, "softens teacher and student", above=0)
     alpha: float = option(0.5, "share of the distillation loss beside the true labels'", low=0, high=1)
     unlabelled: bool = option(False, "learn from the teacher's labels of the test images too")
+    embeddings: str = option(
+        "relations", "what a student of retrieval learns: how its teacher's embeddings lie to each other, or, through "
+        "a linear map, where each points",
+        choices=("relations", "cosine"),
+    )  # fmt: skip
 
 
 @dataclass

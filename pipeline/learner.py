@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.data import Batch
 from pipeline.forms import CLASSES, LEVELS, UNKNOWN, VOID, Form
 from pipeline.network import Network
-from pipeline.parts.losses import DISTILLATIONS
+from pipeline.parts.losses import DISTILLATIONS, CosineDistillation
 from pipeline.segmenters import Answers
 
 
@@ -26,11 +26,11 @@ class Learner(nn.Module):
 
     def __init__(
         self, network: Network, config: Config, learns: Form = CLASSES, counts: np.ndarray | None = None,
-        taught_by: Form | None = None,
+        taught_by: Form | None = None, taught_width: int = 0,
     ) -> None:  # fmt: skip
         """counts: (C,) the rows of each class among those that the member learns from; some losses weigh by them.
 
-        taught_by: the form of a teacher's soft labels, if it is not that of targets.
+        taught_by: the form of a teacher's soft labels, if it is not that of targets; taught_width: their columns.
         """
         super().__init__()
         self.network = network
@@ -40,6 +40,8 @@ class Learner(nn.Module):
         self.counted, self.compares = bool(facts.get("counts")), bool(facts.get("views"))
         self.measures = bool(facts.get("lengths"))
         self.distil, self.relates = DISTILLATIONS[(taught_by or learns).name], (taught_by or learns).directions
+        if self.relates and taught_width and config.train.embeddings == "cosine":
+            self.distil = CosineDistillation(network.embedding_width, taught_width)
         self.loss, self.share = registry.build("losses", config.loss), config.loss_weight
         self.pairs, weights = pair_losses(network, config)
         self.register_buffer("pair_weights", torch.tensor(weights), persistent=False)  # made in a step, it would wait
@@ -99,7 +101,7 @@ class Learner(nn.Module):
         return each
 
     def _related(self, rows: torch.Tensor, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The losses of B rows and, by their shares, how far the embeddings' relations are from a teacher's."""
+        """The losses of B rows and, by their shares, how far their embeddings are from a teacher's."""
         assert batch.soft is not None
         assert batch.share is not None
         with uncounted(self.network.head):

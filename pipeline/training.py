@@ -140,13 +140,15 @@ def fit_member(
     fabric = engine.make_fabric(machine)
     taught_by = task.form if task.form.directions else task.learns
     student = learner.Learner(
-        fresh_network(run, task, held_out), config, task.learns, counts_of(table, task), taught_by
-    )
+        fresh_network(run, task, held_out), config, task.learns, counts_of(table, task), taught_by,
+        0 if table.soft is None or task.form.spatial else table.soft.shape[1],
+    )  # fmt: skip
     loader = resident.loader(joined, table, config, machine, fabric.device, most)
     score = VALIDATIONS[task.form.spatial](run, task, held_out, own) if len(held_out) == 1 else None
 
     def validate(model: Any) -> tuple[float, dict[str, float]]:
-        found = score(model)  # type: ignore[misc]
+        with fabric.autocast():  # the training format
+            found = score(model)  # type: ignore[misc]
         watch(found[1]["score"])
         return found
 

@@ -91,6 +91,34 @@ def test_relations_of_few_rows_and_of_copies_are_finite():
     assert losses.relational_distillation(*drawn_sides(1), temperature=1.0).tolist() == [0.0]
 
 
+def test_cosines_are_the_slow_ones_and_rows_without_a_teacher_count_nothing():
+    student, teacher = drawn_sides(6)
+    teacher[2] = 0
+    distil = losses.CosineDistillation(5, 9)
+    found = distil(student, teacher, temperature=3.0)
+    for row in range(6):
+        told = student[row].tolist()
+        seen = [sum(w * x for w, x in zip(line, told, strict=True)) for line in distil.map.weight.tolist()]
+        along = sum(a * b for a, b in zip(seen, teacher[row].tolist(), strict=True))
+        lengths = math.hypot(*seen) * math.hypot(*teacher[row].tolist())
+        assert found[row].item() == pytest.approx(0 if row == 2 else 1 - along / lengths, abs=1e-5)
+    assert 0 <= found.min() <= found.max() <= 2
+
+
+def test_a_student_of_cosines_finds_its_teachers_directions(drawn):
+    """Over-fit: in another width and a turned space, all there is to learn is a linear map."""
+    _, teacher = drawn_sides(12)
+    torch.manual_seed(0)
+    student, distil = torch.randn(12, 16), losses.CosineDistillation(16, 9)
+    optimizer = torch.optim.Adam(distil.parameters(), lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = distil(student, teacher, temperature=1.0).mean()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.01
+
+
 # --- the learner --------------------------------------------------------------------------------------------------
 
 
@@ -103,12 +131,13 @@ def drawn(tmp_path, monkeypatch):
     return compose({"competition": "drawn"})
 
 
-def learner_of(drawn, **changes) -> Learner:
+def learner_of(drawn, taught_width: int = 0, **changes) -> Learner:
     torch.manual_seed(0)
     plan = Blueprint(
         "small_image(width=4)", "avg()", "bnneck()", 1, 8, "stretch", [0.5], [0.5], ["a", "b", "c"], embeds=True
     )
-    return Learner(build(plan), replace(drawn, **changes), CLASSES, taught_by=EMBEDDINGS)
+    config = replace(drawn, **changes)
+    return Learner(build(plan), config, CLASSES, taught_by=EMBEDDINGS, taught_width=taught_width)
 
 
 def batch_of(targets: list[int], share: list[float]) -> Batch:
@@ -127,6 +156,20 @@ def test_relations_of_embeddings_have_their_share_beside_truth_and_pairs(drawn):
     taught = losses.relational_distillation(network.head[0](vectors), given.soft, temperature=1.0).mean()
     plain = learner_of(drawn)(Batch(given.images, given.targets, given.weights), draw)
     torch.testing.assert_close(learner_of(drawn)(given, draw), 0.7 * plain + 0.3 * taught)
+
+
+def test_cosines_of_embeddings_have_their_share_and_their_map_learns(drawn):
+    given, draw = batch_of([0, 0, 1, 1, 2, 2], [0.3] * 6), np.random.default_rng(0)
+    learner = learner_of(drawn, train__embeddings="cosine", taught_width=7)
+    network = learner.network.train()
+    vectors = network.vectors(network.prepare(given.images))
+    taught = learner.distil(network.embeddings(vectors), given.soft, temperature=1.0).mean()
+    plain = learner_of(drawn)(Batch(given.images, given.targets, given.weights), draw)
+    again = learner_of(drawn, train__embeddings="cosine", taught_width=7)
+    loss = again(given, draw)
+    torch.testing.assert_close(loss, 0.7 * plain + 0.3 * taught)
+    loss.backward()
+    assert again.distil.map.weight.grad.abs().sum() > 0
 
 
 def test_rows_of_no_known_class_learn_relations_alone(drawn):
@@ -186,6 +229,9 @@ def test_a_student_is_taught_by_the_same_folds_members_side_by_side(drawn, monke
     words = ["stage=distill", "distill.teacher=one,two", "distill.unlabelled=true", "distill.alpha=0.4"]
     assert main([*words, "backbone=small_image(width=6)"]) == 0
     assert "leak" not in capsys.readouterr().out
+    assert main(["stage=distill", "distill.teacher=one", "distill.embeddings=cosine", "run=cosine"]) == 0
+    content = torch.load(root() / "runs/drawn/cosine/fold0/last.ckpt", weights_only=True)
+    assert any("distil.map" in name for name in content["learner"]), "a resume needs the map"
     folds = Run(drawn, "one").folds
     for fold in (0, 1):
         table, own = seen["tiny-distilled", (fold,)], np.flatnonzero(folds != fold)

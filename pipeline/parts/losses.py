@@ -30,7 +30,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline import registry
@@ -717,6 +717,28 @@ def relational_distillation(points: Tensor, teacher: Tensor, *, temperature: flo
         distances = _mean_of_chosen(apart, _others_known(known))
         parts = zip(*(side.split(ANGLE_ROWS) for side in (*sides, known)), strict=True)
         return 25 * distances + 50 * torch.cat([_angle_errors(*part) for part in parts])
+
+
+class CosineDistillation(nn.Module):
+    """How far embeddings point away from those of a teacher, seen through a linear map that is learned beside them.
+
+    points: (B, E) of the student. teacher: (B, D), a row of zeros has no teacher; of any length. Returns (B,) float32,
+    1 minus the cosine, 0 to 2, and 0 where there is no teacher; T plays no part. The map, (D, E), lets widths differ
+    and the student turn its space. Romero et al. 2015 (FitNets), eq. 3, with the cosine in the place of the squared
+    distance, since a cosine compares embeddings.
+    """
+
+    def __init__(self, width: int, taught: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(width, taught, bias=False)
+        nn.init.orthogonal_(self.map.weight)
+
+    def forward(self, points: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+        """The loss of each row."""
+        with torch.autocast(points.device.type, enabled=False):
+            known = (teacher != 0).any(dim=1)
+            apart = 1 - functional.cosine_similarity(self.map(points.float()), teacher.float(), dim=1)
+            return torch.where(known, apart, 0.0)
 
 
 DISTILLATIONS = {

@@ -63,6 +63,7 @@ def distill(config: Config, name: str) -> Outcome:
         train__soft=str(folder.relative_to(root())),
         train__temperature=config.distill.temperature,
         train__alpha=config.distill.alpha,
+        train__embeddings=config.distill.embeddings,
     )
     trained, predicted = train.run(settings)[0], predict.run(settings)[0]
     note = "; ".join(filter(None, [f"teacher {names}", LEAK[config.distill.source]]))

@@ -155,6 +155,7 @@ def check(config: Config) -> None:
     for one in registry.unfold("losses", config.loss) if config.loss else ():
         _check_scale(config, one)
     _check_pairs(config, str(known["learns"]))
+    _check_embeddings(config, str(known["form"]))
     _check_open_set(config, bool(known.get("open_set")))
     _check_never(config, known.get("never", ()))
     _check_spatial(config, bool(known.get("spatial")))
@@ -241,6 +242,16 @@ def _check_pairs(config: Config, learns: str) -> None:
     for key in ("mix", "auxiliary"):
         if registry.parse(getattr(config, key)).name != "none":
             raise UserError(f"{given} does not go with {key}={getattr(config, key)}; leave one of them out")
+
+
+def _check_embeddings(config: Config, form: str) -> None:
+    """How a student learns embeddings is no question where there are none."""
+    for key, layer in (("distill", config.distill), ("train", config.train)):
+        if layer.embeddings != "relations" and form != "embeddings":
+            raise UserError(
+                f"{key}.embeddings={layer.embeddings} is for task=retrieval(), but task={config.task} predicts {form}; "
+                "leave it out"
+            )
 
 
 def _check_open_set(config: Config, open_set: bool) -> None:
