@@ -197,17 +197,18 @@ class Run:
 
         What is not trained to the end may be of other settings, which nothing tells: it begins anew.
         """
-        for record in self.folder.glob("f*/train.json"):
+        finished = []
+        for record in filter(artefacts.recorded, self.folder.glob("f*/train.json")):
             held_out = tuple(int(fold) for fold in record.parent.name[4:].split("_") if fold)
-            if self.member(held_out) != record.parent or artefacts.finished(record, self.fingerprint_of(held_out)):
-                continue
-            self.file.unlink()
-            raise UserError(
-                f"{shown(record.parent)} was trained with other settings than these, and there is no {self.file.name} "
-                f"that tells them; {self._way()}"
-            )
+            finished.append(self.member(held_out))
+            if finished[-1] == record.parent and not artefacts.finished(record, self.fingerprint_of(held_out)):
+                self.file.unlink()
+                raise UserError(
+                    f"{shown(record.parent)} was trained with other settings than these, and there is no "
+                    f"{self.file.name} that tells them; {self._way()}"
+                )
         for state in self.folder.rglob("last.ckpt"):
-            if not (state.parent / "train.json").is_file():
+            if not any(member in state.parents for member in finished):
                 state.unlink()
 
     def expect(self) -> None:
