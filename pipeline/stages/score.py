@@ -147,8 +147,16 @@ def _looks(config: Config) -> list[dict[str, str]]:
     path = artefacts.submissions_folder(config) / "looks.csv"
     if not path.is_file():
         return []
-    looks = read_table(path, dict.fromkeys(LOOK, ""))
-    return [dict(zip(LOOK, row, strict=True)) for row in looks[list(LOOK)].itertuples(index=False, name=None)]
+    try:
+        table = read_table(path, dict.fromkeys(LOOK, ""))[list(LOOK)]
+        if (table["all"] == "").any():
+            raise UserError("a row is cut short")
+    except UserError as fault:
+        why = str(fault).removeprefix(shown(path)).partition(";")[0].strip()
+        raise UserError(
+            f"{shown(path)} is damaged ({why}); restore it, or delete it: the looks that it tells are then forgotten"
+        ) from fault
+    return [dict(zip(LOOK, row, strict=True)) for row in table.itertuples(index=False, name=None)]
 
 
 def _log(config: Config, looks: list[dict[str, str]]) -> None:
