@@ -107,24 +107,25 @@ def _together(work: Work, members: Sequence[Member]) -> Iterator[int]:
     if work.prepare and not elsewhere(asked):
         for first in {run.name: (run, held_out) for run, held_out in members}.values():
             work.prepare(*first)
-    with orders.interruptible(), console.board(work.stage, len(views)) as board:
+    with console.board(work.stage, len(views)) as board:
         launcher = registry.build("launchers", asked.launcher)
         running = launcher([view.job for view in views], asked.jobs, artefacts.runs_folder(asked) / ".jobs")
         waiting = dict(enumerate(running))
         try:
-            while waiting:
-                for place in list(waiting):
-                    code = waiting[place].ended()
-                    views[place].show(board, code is not None)
-                    if code is None:
-                        continue
-                    del waiting[place]
-                    if code:
-                        raise views[place].failure(code, asked, len(waiting))
-                    yield place
-                if work.stage == "train" and waiting and budget.over():
-                    raise OutOfTime
-                time.sleep(PAUSE)
+            with orders.interruptible():  # only now: the launcher's library may have a handler of its own
+                while waiting:
+                    for place in list(waiting):
+                        code = waiting[place].ended()
+                        views[place].show(board, code is not None)
+                        if code is None:
+                            continue
+                        del waiting[place]
+                        if code:
+                            raise views[place].failure(code, asked, len(waiting))
+                        yield place
+                    if work.stage == "train" and waiting and budget.over():
+                        raise OutOfTime
+                    time.sleep(PAUSE)
         except BaseException:
             halt(list(waiting.values()))
             raise

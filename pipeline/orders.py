@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from types import FrameType
 from typing import Protocol
 
 PROJECT = Path(__file__).resolve().parent.parent
+LOOK_SECONDS = 0.2  # between two looks at a process
 NOT_KEPT = ("SLURM_NTASKS",)  # by which lightning takes a process for one of several that Slurm has started
 
 
@@ -85,7 +87,9 @@ def perform(job: Job) -> int:
     """Start a job here and wait for it; returns its exit code. Whatever interrupts the waiting stops it first."""
     process = start(job)
     try:
-        return process.wait()
+        while (code := process.poll()) is None:
+            time.sleep(LOOK_SECONDS)  # no wait(): what interrupts a thread alone, as Ray does, would not end it
+        return code
     except BaseException:
         stop(process)
         process.wait()

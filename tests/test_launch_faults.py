@@ -148,6 +148,23 @@ def test_ray_survives_a_killed_worker_and_ends_in_the_same_submission(root, proj
     assert log.count("train long fold1\n") == 2
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ray_tasks_stop_with_the_command_that_waits_for_them(root, project, cluster, monkeypatch, number):
+    words = (*LONG, "device=cpu")
+    whole = alone(project, words, "runs/**/best.ckpt")
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    with small.process(root, *words, "launcher=ray") as process:
+        read_until(process, "fold0 epoch  2", "fold1 epoch  2")
+        process.send_signal(number)
+        _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert not list(root.glob("runs/**/train.json")), "they did not go on"
+    ended = project.run(*words)
+    assert ended.code == 0, ended.err
+    assert "going on from runs/noise/long/fold0/last.ckpt" in ended.out
+    assert made(root, "runs/**/best.ckpt") == whole
+
+
 # --- Slurm, of which there is none here: a stand-in for its commands ----------------------------------------------
 
 SBATCH = """#!{python}
