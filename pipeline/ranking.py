@@ -1,11 +1,13 @@
 """Exact search among embeddings, and what its neighbours answer: ranked ids, nearest labels, right or wrong.
 
-Embeddings are float32 rows of length 1, so that a dot product is a cosine. NumPy alone, in blocks: memory grows with
-the answers (Q, k), never with queries × gallery. Re-rankings (``parts/rerankings.py``) make one search of another.
+Embeddings are float32 rows of length 1, so that a dot product is a cosine. NumPy, in blocks: memory grows with the
+answers (Q, k), never with queries × gallery. Very large searches by cosine are faiss's where it is installed, as exact.
+Re-rankings (``parts/rerankings.py``) make one search of another.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ import numpy as np
 from pipeline import registry
 from pipeline.errors import UserError
 
+LARGE = 10**9  # similarities of a search from which faiss is asked, which never writes them down
 BLOCK = 1 << 24  # similarities at a time: 64 MB, and as much again while the best are sought
 HIT, MISS, JUNK = 1, 0, -1  # what an answer is; junk counts as if it were not there
 Scores = Callable[[int, int], np.ndarray]
@@ -61,10 +64,13 @@ class Search:
         """The k nearest of each query: similarities (Q, k) float32 and places in the gallery (Q, k) int64, best first.
 
         Equal ones come in the gallery's order. k is cut to what there is: G, or G - 1 where a pool searches itself.
-        first: so many of the first queries are asked alone.
+        first: so many of the first queries are asked alone. By faiss the last bit of a similarity may be another, and
+        of those equal to the last one others may stay out.
         """
         count = len(self.queries) if first is None else min(first, len(self.queries))
         k = min(k, len(self.gallery) - self.alone)
+        if self.scores is None and k and count * len(self.gallery) >= LARGE and importlib.util.find_spec("faiss"):
+            return self._by_faiss(k, count)
         found = np.empty((count, k), dtype=np.float32)
         places = np.empty((count, k), dtype=np.int64)
         for start, stop in blocks(count, len(self.gallery)):
@@ -74,6 +80,20 @@ class Search:
             places[start:stop] = best(table, k)
             found[start:stop] = np.take_along_axis(table, places[start:stop], axis=1)
         return found, places
+
+    def _by_faiss(self, k: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """As ``nearest`` by cosine, by Johnson et al. 2019 (Billion-scale similarity search with GPUs), exact."""
+        import faiss
+
+        index = faiss.IndexFlatIP(self.gallery.shape[1])
+        index.add(np.ascontiguousarray(self.gallery))
+        found, places = index.search(np.ascontiguousarray(self.queries[:count]), k + self.alone)
+        if self.alone:  # the image itself goes, or, among copies of it that came before, the last
+            own = places == np.arange(count)[:, None]
+            own[~own.any(axis=1), -1] = True
+            found, places = (one[~own].reshape(count, k) for one in (found, places))
+        order = np.lexsort((places, -found), axis=1)
+        return np.take_along_axis(found, order, axis=1), np.take_along_axis(places, order, axis=1)
 
 
 def blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:

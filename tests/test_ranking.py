@@ -59,6 +59,34 @@ def test_blocks_change_nothing_and_hold_their_bound(monkeypatch):
     assert max(sizes) <= 100
 
 
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("first", [None, 20])
+def test_large_searches_by_faiss_are_the_same(monkeypatch, alone, first):
+    pytest.importorskip("faiss")
+    gallery = forms.unit(np.random.default_rng(0).normal(size=(300, 16)))
+    asked = gallery if alone else forms.unit(np.random.default_rng(1).normal(size=(50, 16)))
+    search = Search(asked, gallery, alone=alone)
+    found, places = search.nearest(9, first)
+    monkeypatch.setattr(ranking, "LARGE", 0)
+    monkeypatch.setattr(ranking, "best", lambda *_: pytest.fail("NumPy searched"))
+    by_faiss = search.nearest(9, first)
+    assert np.array_equal(by_faiss[1], places)
+    np.testing.assert_allclose(by_faiss[0], found, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [2, 30])
+def test_a_pool_finds_copies_by_faiss_but_never_the_image_itself(monkeypatch, rows):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(ranking, "LARGE", 0)
+    pool = coarse(0, rows)
+    pool[rows // 2 :] = pool[: rows - rows // 2]
+    for k in (1, rows):
+        found, places = Search(pool, pool, alone=True).nearest(k)
+        assert places.shape == (rows, min(k, rows - 1))
+        assert not (places == np.arange(rows)[:, None]).any()
+        np.testing.assert_allclose(found[:, 0], 1, atol=1e-6)
+
+
 def test_embeddings_that_cannot_be_compared_are_refused():
     with pytest.raises(UserError, match="queries have 3 numbers each, but the gallery 4"):
         Search(np.ones((2, 3), np.float32), np.ones((2, 4), np.float32))
