@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate import Score
 from pipeline.features import Features
 from pipeline.folds import read_folds
+from pipeline.maps import SUFFIX
 from pipeline.runs import Run
 from pipeline.tasks import Task, task_for
 
@@ -73,9 +74,10 @@ class Work:
         return Outcome("stack", self.name, **record)
 
     def _digests(self) -> dict[str, str]:
-        """What tells whether the folder's files are still those that were written."""
+        """What tells whether the folder's files are still those that were written; of pixels only their size."""
         files = sorted(path for path in self.folder.glob("*.*") if path.suffix in (".json", ".npz"))
-        return {path.name: artefacts.file_digest(path) for path in files if path.name != "stack.json"}
+        found = {path.name: artefacts.file_digest(path) for path in files if path.name != "stack.json"}
+        return found | {path.name: str(path.stat().st_size) for path in sorted(self.folder.glob(f"*{SUFFIX}"))}
 
 
 def begin(config: Config, name: str) -> Work:
