@@ -23,7 +23,6 @@ from pipeline.forms import EMBEDDING, unit
 from pipeline.lists import LISTS, SIMILARITY
 from pipeline.maps import SUFFIX, Chained, Geometry, Maps, Mean, Ragged, Stored
 
-STEP = ".step.lock"  # of a folder that a whole step works on, by steps that lock its parts in turn
 FORMAT = 1  # raise it when a finished stage of an older version must not count as finished
 
 
@@ -128,16 +127,18 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
+def locked(folder: Path, step: bool = False) -> Iterator[None]:
     """Hold a folder for this process; a second process says that it waits, and goes on when the first is done.
 
-    name: of the lock; who holds the one of a STEP may take the others below it.
+    step: a whole step works on the folder, and may take the locks in and below it; its own lies beside the folder,
+    which is not made, since the step may come to nothing.
     """
     import fcntl
 
+    place = folder.parent / f".{folder.name}.step.lock" if step else folder / ".lock"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / name).open("w")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle = place.open("w")
     except OSError as fault:
         raise UserError(f"{shown(folder)} cannot be written: {fault.strerror}; free space there, then go on") from fault
     with handle:

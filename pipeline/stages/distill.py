@@ -33,7 +33,7 @@ def run(config: Config) -> list[Outcome]:
     if config.fold == ["full"]:
         raise UserError("stage=distill teaches the members of folds; fold=full has none: use fold=all")
     name = config.run or f"{config.model}-distilled"
-    with artefacts.locked(artefacts.run_folder(config, name), artefacts.STEP):
+    with artefacts.locked(artefacts.run_folder(config, name), step=True):
         return [distill(config, name)]
 
 

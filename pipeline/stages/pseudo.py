@@ -46,7 +46,7 @@ def run_round(teacher: Run, name: str, number: int) -> tuple[Outcome, Run | None
 
     No run comes of it where no test row is sure enough; that is a warning, since a recipe must go on.
     """
-    with artefacts.locked(artefacts.run_folder(teacher.config, name), artefacts.STEP):
+    with artefacts.locked(artefacts.run_folder(teacher.config, name), step=True):
         return _round(teacher, name, number)
 
 

@@ -23,7 +23,7 @@ def run(config: Config) -> list[Outcome]:
     ensure_folds(config, load(config))
     run = Run(config, artefacts.run_name(config))
     record, print_ = run.folder / "sanity.json", artefacts.fingerprint(scoped(config, "run"), run.inputs())
-    with artefacts.locked(run.folder, artefacts.STEP):
+    with artefacts.locked(run.folder, step=True):
         before = artefacts.finished(record, print_)
         if before is None:
             from pipeline.checks import all_checks

@@ -41,7 +41,7 @@ OUTPUTS = ("level2.json", "stacker.npz", "decision.npz", "nested.npz", "test.npz
 def run(config: Config) -> list[Outcome]:
     """Fit, score and choose a level 2; writes ``runs/<competition>/level2/<stack.name>/`` and its submission."""
     name = artefacts.safe_name(config.stack.name, "stack.name")
-    with artefacts.locked(artefacts.runs_folder(config) / FOLDER / name, artefacts.STEP):
+    with artefacts.locked(artefacts.runs_folder(config) / FOLDER / name, step=True):
         outcome = STACKS.get(tasks.facts(config.task)["form"], stack)(config, name)
     submit.run(replace(config, source=name))
     return [outcome]
