@@ -449,8 +449,8 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(project, m
 def test_a_process_that_loses_its_starter_stops(tmp_path):
     """Closing its standard input is how it is asked to stop, and what happens when its starter dies."""
     code = (
-        "import time; from pipeline import member; member.heed(); print('up', flush=True)\n"
-        "try: time.sleep(60)\n"
+        "import time; from pipeline import member\n"
+        "try: member.heed(); print('up', flush=True); time.sleep(60)\n"
         "except KeyboardInterrupt: print('stopped')"
     )
     words = [sys.executable, "-c", code]
