@@ -1,6 +1,6 @@
 """CIFAR-10 to 94 % against the clock: a resnet18 with a small stem, by this pipeline's own engine.fit.
 
-    .venv/bin/python benchmarks/cifar.py --data FOLDER         under 2 minutes on a large GPU
+    .venv/bin/python benchmarks/cifar.py --data FOLDER         the race, on a GPU
     .venv/bin/python benchmarks/cifar.py                       drawn images: the speed alone, no accuracy
     .venv/bin/python benchmarks/cifar.py --images 512 epochs=1 batch_size=64     to see that it works, on any CPU
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # All benchmarks that tell something of a GPU, in one command; what it prints is what docs/performance.md takes.
 #
-#   benchmarks/gpu.sh                     half an hour: all works, four rounds, compiled models too
-#   benchmarks/gpu.sh --quick             under ten minutes
+#   benchmarks/gpu.sh                     all works, four rounds, compiled models too
+#   benchmarks/gpu.sh --quick             two rounds of half as many images
 #   benchmarks/gpu.sh --data FOLDER       the real CIFAR-10 in FOLDER, see cifar.py; without it the speed alone
 #   benchmarks/gpu.sh --out FILE          keeps what is printed
 #   benchmarks/gpu.sh --cpu               without a GPU: tries that all of it runs, with tiny numbers

@@ -23,16 +23,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+from peaks import taken
 
-SOURCE = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(SOURCE))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 LIMIT_GB = 3.0
 TRAIN, PATTERN, SMALL = 8, 1000, (64, 512)
 STAGES = ("split", "train", "predict", "stack")
-ASK = (
-    "import resource, sys; from pipeline.__main__ import main; code = main(sys.argv[1:]); "
-    "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
-)
 MODEL = """\
 backbone: small_image(width=4)
 decoder: unet(widths=(8, 8, 8, 8))
@@ -86,24 +82,12 @@ def report(options: argparse.Namespace) -> None:
     highest = 0.0
     for stage in STAGES:
         began = time.perf_counter()
-        peak = run(options.folder, f"stage={stage}")
+        peak, _ = taken(options.folder, f"stage={stage}")
         highest = max(highest, peak)
         print(f"{stage:<9}  {peak:7.2f}  {time.perf_counter() - began:7.0f}", flush=True)
     text = next((options.folder / "submissions/drawn").glob("*.csv"))
     print(f"the submission has {text.stat().st_size / 1e6:,.1f} MB; the highest peak is {highest:.2f} GB ", end="")
     print(f"(≤ {LIMIT_GB:g}) {'pass' if highest <= LIMIT_GB else 'FAIL'}")
-
-
-def run(folder: Path, *words: str) -> float:
-    """A command of the pipeline in a process of its own → its peak resident memory in GB."""
-    ended = subprocess.run(
-        [sys.executable, "-c", ASK, *words], cwd=SOURCE, env={**os.environ, "PIPELINE_ROOT": str(folder)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if ended.returncode:
-        sys.exit(f"{' '.join(words)}: {ended.stderr or ended.stdout}")
-    kilobytes = int(ended.stdout.rpartition("PEAK ")[2])
-    return kilobytes * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 # --- what is drawn ------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Memory and time of each stage as a competition grows: 10³, 10⁴ and 10⁵ images, and 10⁶ from the slope.
 
-    .venv/bin/python benchmarks/scale.py                     about 20 minutes; 1 GB of disk
-    .venv/bin/python benchmarks/scale.py --rows 1000 10000   2 minutes
+    .venv/bin/python benchmarks/scale.py
+    .venv/bin/python benchmarks/scale.py --rows 1000 10000   a tenth of the work
 
 Half of the images are training rows, half are test rows: PNGs of 16 × 16 in 10 classes, drawn here. A tiny net trains
 one epoch on one of two folds; then both folds are trained, and all is predicted, stacked and submitted, each stage in a
@@ -17,22 +17,16 @@ import argparse
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from peaks import taken
 
-SOURCE = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(SOURCE))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 CLASSES, SIDE, FAR = 10, 16, 1_000_000
-ASK = (
-    "import resource, sys; from pipeline.__main__ import main; code = main(sys.argv[1:]); "
-    "used = resource.getrusage(resource.RUSAGE_SELF); "
-    "print('USED', used.ru_maxrss, used.ru_utime + used.ru_stime); sys.exit(code)"
-)
 MODEL = """\
 backbone: small_image(width=4)
 pretrained: false
@@ -49,7 +43,7 @@ models: [tiny]
 """
 DECODE = "decode and first epoch, fold 0"
 STAGES = {
-    "check arguments, split": ("stage=split",),
+    "split": ("stage=split",),
     DECODE: ("stage=train", "fold=0"),
     "epoch, fold 1": ("stage=train", "fold=1"),
     "predict, both members": ("stage=predict",),
@@ -79,29 +73,17 @@ def measure(root: Path, rows: int) -> dict[str, tuple[float, float]]:
     draw(root, rows)
     found = {}
     for name, words in STAGES.items():
-        found[name] = run(root, *words)
+        found[name] = taken(root, *words)
         print(f"  {rows:>9,}  {name:<32}{found[name][0]:6.2f} GB {found[name][1]:8.1f} s", file=sys.stderr, flush=True)
     shutil.rmtree(root)
     return found
 
 
-def run(root: Path, *words: str) -> tuple[float, float]:
-    """A command of the pipeline in a process of its own → its peak resident memory in GB, and processor seconds."""
-    ended = subprocess.run(
-        [sys.executable, "-c", ASK, *words], cwd=SOURCE, env={**os.environ, "PIPELINE_ROOT": str(root)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if ended.returncode:
-        sys.exit(f"{' '.join(words)}: {ended.stderr or ended.stdout}")
-    kilobytes, seconds = ended.stdout.rpartition("USED ")[2].split()
-    return int(kilobytes) * (1 if sys.platform == "darwin" else 1024) / 1e9, float(seconds)
-
-
 def show(sizes: list[int], found: list[dict[str, tuple[float, float]]]) -> None:
-    """Two tables: memory, and processor time of each thousand images."""
-    far = f"{FAR:,} (estimate)"
+    """Two tables: memory, and processor time."""
+    far = f"{FAR:,} (estimate)" if len(sizes) > 1 else ""
     for number, title in enumerate(("peak GB", "processor seconds")):
-        print(f"\n{title:<34}" + "".join(f"{size:>12,}" for size in sizes) + f"{far:>22}")
+        print(f"\n{title:<34}" + "".join(f"{size:>12,}" for size in sizes) + f"{far:>22}".rstrip())
         for name in STAGES:
             values = [one[name][number] for one in found]
             line = "".join(f"{value:>12.2f}" for value in values)

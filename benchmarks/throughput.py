@@ -1,7 +1,7 @@
 """Images per second of this pipeline beside a plain PyTorch loop and beside the model alone, in one run.
 
-    .venv/bin/python benchmarks/throughput.py            about 20 minutes on 2 idle cores
-    .venv/bin/python benchmarks/throughput.py --quick    half of it, and noisier
+    .venv/bin/python benchmarks/throughput.py            on an idle machine
+    .venv/bin/python benchmarks/throughput.py --quick    7 minutes on 2 cores, and noisier
     .venv/bin/python benchmarks/throughput.py --only 224
 
 The sides have the same resnet18 (masks: smp's U-Net over it), batch and Adam, and the same augmentations:

@@ -342,9 +342,11 @@ def test_clusters_of_a_members_own_stay_at_chance(identities, most_by_chance):
     assert oof_of_identities("tiny-r1") <= most_by_chance
 
 
-def test_a_teachers_relations_stay_at_chance(identities, most_by_chance):
-    identities.run("stage=distill", "distill.teacher=tiny", "distill.unlabelled=true")
-    assert oof_of_identities("tiny-distilled") <= most_by_chance
+@pytest.mark.parametrize("learned", ["relations", pytest.param("cosine", marks=pytest.mark.slow)])
+def test_a_teachers_embeddings_stay_at_chance(identities, most_by_chance, learned):
+    words = ["stage=distill", "distill.teacher=tiny", "distill.unlabelled=true", f"distill.embeddings={learned}"]
+    identities.run(*words, f"run=taught-{learned}")
+    assert oof_of_identities(f"taught-{learned}") <= most_by_chance
 
 
 @pytest.mark.slow

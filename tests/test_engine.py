@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 
-from pipeline import engine, registry, training
+from pipeline import engine, infer, registry, training
 from pipeline.artefacts import Predictions, read_json
 from pipeline.checkpoint import Progress, load_checkpoint
 from pipeline.data import Joined, Loader, Table
@@ -442,6 +442,23 @@ def oof(root: Path, run: str, fold: int) -> np.ndarray:
 
 def record(root: Path, run: str, fold: int) -> dict:
     return read_json(root / f"runs/noise/{run}/fold{fold}/train.json")
+
+
+def test_validation_computes_in_the_training_format(project, monkeypatch):
+    small.write(project.root)
+    predict, seen = infer.predict, []
+
+    def spy(*arguments):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return predict(*arguments)
+
+    monkeypatch.setattr(infer, "predict", spy)
+    for precision in ("bf16", "fp32"):
+        words = ["stage=train", "fold=0", f"precision={precision}", f"run={precision}"]
+        assert project.run(*words).code == 0
+    half = len(seen) // 2
+    assert seen == [True] * half + [False] * half
+    assert half
 
 
 # --- what is left on disk -----------------------------------------------------------------------------------------
