@@ -12,8 +12,8 @@ baseline and all else alike (width, epochs, threads); rows of other settings do 
 
 The difference is in accuracy, over the same rows and seeds. Its standard error is the larger of two: over rows (the
 mean over seeds of the paired differences), and over seeds. Seconds are the processor's, not the clock's, since machines
-are shared; the start of the process is part of them. With --prefix, for example "nice -n 19", children run under it;
---share 1/2 and --share 2/2 are two processes that halve the work, each with one thread.
+are shared; imports are no part of them, since processes are forked from one that has made them. --share 1/2 and
+--share 2/2 are two processes that halve the work, each with one thread.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import textwrap
 import time
@@ -36,15 +36,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from pipeline import artefacts, config
+from pipeline.__main__ import main as pipeline
 from pipeline.errors import UserError
 
 SOURCE = Path(__file__).resolve().parent.parent
 BASE = (
-    "model=small_image", "backbone=small_image(width=16)", "epochs=6", "lr=0.02", "optim=muon()",
+    "model=small_image", "backbone=small_image(width=16)", "epochs=4", "lr=0.02", "optim=muon()",
     "schedule=one_cycle()", "augment=pad_crop_flips()", "train.threads=1",
 )  # fmt: skip
 COMPETITION = ("symmetry=hflip", "image_size=32", "batch_size=64")
 LEAST_SEEDS = 3  # for a verdict
+PRELOAD = ["pandas", "albumentations", "pipeline.parts.optims", "pipeline.training"]  # once, for all trainings
 OWN_FOLD = ("select=best", "reduce_on_plateau", "halve_at", "greedy_soup", "head_until_still", "train.patience")
 
 TECHNIQUES: dict[str, tuple[str, ...]] = {
@@ -68,7 +70,7 @@ TECHNIQUES: dict[str, tuple[str, ...]] = {
         "optim=radam() lr=0.002", "optim=rmsprop() lr=0.001", "optim=adagrad() lr=0.02", "optim=adadelta() lr=1.0",
         "optim=lamb() lr=0.01", "optim=lars() lr=2.0", "optim=lion() lr=0.0004",
         "optim=schedule_free() average=schedule_free() schedule=constant(warmup=0.05) lr=0.005",
-        "optim=lookahead(inner='muon()')", "optim=sam(inner='muon()')", "optim=sam(inner='muon()') epochs=3",
+        "optim=lookahead(inner='muon()')", "optim=sam(inner='muon()')", "optim=sam(inner='muon()') epochs=2",
         "optim=muon(spare=True)", "optim=muon(weight_decay=0.1)",
     ),
     "schedules": (
@@ -120,13 +122,13 @@ TECHNIQUES: dict[str, tuple[str, ...]] = {
     "samplers": ("sampler=balanced()", "sampler=identities(p=8,k=8)"),
     "the loop": (
         "train.clip_norm=1.0", "train.clip_value=0.1", "train.accumulate=2", "train.l1=1e-6", "train.l2=1e-4",
-        "batch_size=32", "batch_size=128", "precision=fp32", "epochs=12", "backbone=small_image(width=32)",
+        "batch_size=32", "batch_size=128", "precision=fp32", "epochs=8", "backbone=small_image(width=32)",
         "backbone=small_image(width=16,depth=2)",
     ),
     "views at prediction": (
         "views=identity(),hflip()", "views=identity(),hflip(),shift(x=1),shift(x=-1)", "views=five_crop()",
     ),
-    "other nets, 6 epochs": (
+    "other nets, as many epochs": (
         "backbone=resnet18 optim=adam() lr=0.0003 schedule=cosine()", "backbone=resnet18 stem=small()",
     ),
 }  # fmt: skip
@@ -160,10 +162,11 @@ class Row:
 class Bench:
     """The folder of --out: a project, and the finished rows."""
 
-    def __init__(self, data: Path, out: Path, settings: list[str], prefix: list[str], share: str) -> None:
-        self.data, self.out, self.prefix = data / "cifar10", out, prefix
-        self.share = share
+    def __init__(self, data: Path, out: Path, settings: list[str], share: str) -> None:
+        self.data, self.out, self.share = data / "cifar10", out, share
         self.base = [*BASE, *settings]
+        self.server = multiprocessing.get_context("forkserver")
+        self.server.set_forkserver_preload(PRELOAD)
         os.environ["PIPELINE_ROOT"] = str(out / "project")
 
     @property
@@ -189,11 +192,9 @@ class Bench:
         if not (folder / "configs/competition/cifar10.yaml").is_file():
             (folder / "configs/competition").mkdir(parents=True)
             shutil.copy(SOURCE / "configs/default.yaml", folder / "configs")
-            self._pipeline("stage=new", "name=cifar10", f"data={self.data}", *COMPETITION)
-            self._pipeline("stage=split", "competition=cifar10")
-
-    def _pipeline(self, *arguments: str) -> None:
-        subprocess.run([sys.executable, "-m", "pipeline", *arguments], cwd=SOURCE, check=True)
+            new = ("stage=new", "name=cifar10", f"data={self.data}", *COMPETITION)
+            if pipeline(list(new)) or pipeline(["stage=split", "competition=cifar10"]):
+                raise SystemExit(2)
 
     def arguments(self, technique: Technique, seed: int) -> list[str]:
         """The command line of a training, each key once: the technique's settings go over the baseline's."""
@@ -223,11 +224,11 @@ class Bench:
     def train(self, technique: Technique, seed: int) -> Row:
         """Train, predict, write the row, and throw the weights away."""
         words = self.arguments(technique, seed)
-        command = [*self.prefix, sys.executable, __file__, "--data", str(self.data.parent), "--out", str(self.out)]
-        command += ["--share", self.share]
         log = self.own / "last.log"
-        with log.open("w", encoding="utf-8") as handle:
-            code = subprocess.run([*command, "--child", *words], stdout=handle, stderr=subprocess.STDOUT).returncode
+        process = self.server.Process(target=child, args=(self, words, log))
+        process.start()
+        process.join()
+        code = process.exitcode
         facts = {
             "seed": seed,
             "settings": words,
@@ -236,7 +237,7 @@ class Bench:
             "failed": "",
             "commit": artefacts.commit(),
         }
-        if code in (130, -2, -15):
+        if code in (130, -2, -9, -15):
             raise KeyboardInterrupt
         if code:
             lines = log.read_text(encoding="utf-8").strip().splitlines()
@@ -250,10 +251,16 @@ class Bench:
         return found
 
 
-def child(bench: Bench, words: list[str]) -> int:
-    """One training and its predictions, in this process; writes child.json."""
-    from pipeline.__main__ import main as pipeline
+def child(bench: Bench, words: list[str], log: Path) -> None:
+    """A process that trains once and writes child.json; what it says goes to its log."""
+    with log.open("w", encoding="utf-8") as handle:
+        os.dup2(handle.fileno(), sys.stdout.fileno())
+        os.dup2(handle.fileno(), sys.stderr.fileno())
+    sys.exit(once(bench, words))
 
+
+def once(bench: Bench, words: list[str]) -> int:
+    """One training and its predictions, in this process; returns the exit code."""
     words = [*words, f"run={bench.run.name}"]
     shutil.rmtree(bench.run, ignore_errors=True)
     code = pipeline(["stage=train", *words])
@@ -369,7 +376,7 @@ def head(bench: Bench, bases: dict[int, Row]) -> list[str]:
         "standard errors; without any effect about one row in twenty would get one by chance.",
         "- Other optimizers get one guess of a learning rate each, by their papers' ratio to Adam's (some two); a "
         "worse row may only be a worse rate.",
-        "- CPU seconds are the processor's, start of the process (about 5) included; one thread.",
+        "- CPU seconds are the processor's, imports left out; one thread.",
         "- †: looks at the scores of its own fold, so its difference flatters it.",
         "",
     ]
@@ -395,20 +402,15 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds cifar10, unzipped")
     parser.add_argument("--out", type=Path, required=True, help="folder that keeps what is finished")
     parser.add_argument("--seeds", type=int, default=LEAST_SEEDS)
-    parser.add_argument("--prefix", default="", help="command that children run under, such as nice -n 19")
     parser.add_argument("--page", type=Path, help="write the page from what is finished, and train nothing")
     parser.add_argument("--only", default="", help="train only techniques whose line holds this text")
     parser.add_argument(
         "--share", default="1/1", help="2/3: the second of three processes that share --out and the work"
     )
     parser.add_argument("--list", action="store_true", help="print the techniques, and those left out")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("settings", nargs="*", help="key=value for the baseline and all techniques alike")
     options = parser.parse_intermixed_args()
-    settings = [] if options.child else options.settings
-    bench = Bench(options.data.resolve(), options.out.resolve(), settings, shlex.split(options.prefix), options.share)
-    if options.child:
-        return child(bench, options.settings)
+    bench = Bench(options.data.resolve(), options.out.resolve(), options.settings, options.share)
     bench.prepare()
     for technique in EVERY:
         why = bench.absent(technique)
