@@ -48,15 +48,10 @@ def command(words: list[str]) -> int:
 
         show(" ".join(words[1:]))
         return 0
-    from pipeline import budget
-    from pipeline.config import compose, parse_arguments
-    from pipeline.stages import check_name, run_stage
+    from pipeline.config import parse_arguments
+    from pipeline.stages import perform
 
-    arguments = parse_arguments(words)
-    check_name(arguments.get("stage", "all"))
-    config = compose(arguments)
-    budget.begin(config.budget)
-    run_stage(config)
+    perform(parse_arguments(words))
     return 0
 
 

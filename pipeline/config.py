@@ -448,6 +448,7 @@ class Config:
     )
     overwrite: bool = option(False, "replace a finished run or an adopted one")
     name: str = option("", "stage=new: the name of the competition to write")
+    quiet: bool = option(False, "say warnings and the closing table alone; runs/COMPETITION/log.jsonl has it all")
     debug: bool = option(False, "show tracebacks")
 
     data: Data = field(default_factory=Data)

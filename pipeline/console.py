@@ -7,19 +7,50 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pipeline import events
+
+Item = TypeVar("Item")
 NOTE_SECONDS = 0.3  # between two notes of progress for another process
 
 _live: list[Any] = []  # the console of the bar that is on the screen, if any; None: its progress is noted
 _notes: list[Path] = []  # where progress is noted instead of drawn
+_quiet: list[bool] = []  # whether the command that is under way says no more than warnings and its table
+_told: list[Outcome] = []  # rows of the closing table that the log has
+_closed: list[list[Outcome]] = []  # tables that were shown
 
 
-def say(text: str = "") -> None:
-    """One line on stdout, at once; above the bar where there is one."""
+@contextlib.contextmanager
+def command(quiet: bool, log: Path | None, arguments: dict[str, str]) -> Iterator[None]:
+    """While a command runs: what it says goes to its log too, and only there if it is to be quiet."""
+    _quiet.append(quiet)
+    try:
+        with events.logged(log, arguments):
+            yield
+    finally:
+        _quiet.pop()
+        _told.clear()
+        _closed.clear()
+
+
+def is_quiet() -> bool:
+    """Whether lines and bars are not shown."""
+    return bool(_quiet) and _quiet[-1]
+
+
+def say(text: str = "", **facts: Any) -> None:
+    """One line on stdout, at once; above the bar where there is one. facts: its figures, for the log."""
+    events.tell("line", text=text.strip(), **facts)
+    if not is_quiet():
+        show(text)
+
+
+def show(text: str) -> None:
+    """One line on stdout, whether the command is quiet or not; the log has it already."""
     if _live and _live[-1] and sys.stdout.isatty():
         _live[-1].print(text, soft_wrap=True, markup=False, highlight=False)
     else:
@@ -28,6 +59,7 @@ def say(text: str = "") -> None:
 
 def warn(text: str) -> None:
     """One line on stderr that does not stop the work."""
+    events.tell("warning", text=text)
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
@@ -38,12 +70,20 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
         with _noting(_notes[-1], label, total) as advance:
             yield advance
         return
-    if _live or not sys.stderr.isatty():
+    if _live or is_quiet() or not sys.stderr.isatty():
         yield lambda steps=1, note="": None
         return
     with _bars() as bar:
         task = bar.add_task(label, total=total, note="")
         yield lambda steps=1, note="": bar.update(task, advance=steps, **({"note": note} if note else {}))
+
+
+def each(label: str, items: Sequence[Item]) -> Iterator[Item]:
+    """The items, one after the other, under a bar that tells how many are done."""
+    with progress(label, len(items)) as advance:
+        for item in items:
+            yield item
+            advance()
 
 
 @contextlib.contextmanager
@@ -129,7 +169,7 @@ class Board:
 @contextlib.contextmanager
 def board(label: str, total: int) -> Iterator[Board]:
     """The board of so many jobs, drawn on a terminal only."""
-    if _live or not sys.stderr.isatty():
+    if _live or is_quiet() or not sys.stderr.isatty():
         yield Board(label, total, None)
         return
     with _bars() as bars:
@@ -155,6 +195,22 @@ class Outcome:
     note: str = ""
     reused: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def note(outcomes: list[Outcome]) -> None:
+    """Log rows of the closing table, each once."""
+    for outcome in outcomes:
+        if not any(outcome is other for other in _told):
+            _told.append(outcome)
+            events.tell("outcome", **vars(outcome))
+
+
+def close(outcomes: list[Outcome]) -> None:
+    """Print the closing table of a recipe, or of a command that was quiet; once."""
+    note(outcomes)
+    if outcomes and not any(outcomes is other for other in _closed):
+        _closed.append(outcomes)
+        show(f"\n{table(outcomes)}\n")
 
 
 def table(outcomes: list[Outcome]) -> str:

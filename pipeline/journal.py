@@ -50,7 +50,9 @@ class Journal:
         console.say(
             f"  {self.folder.name} epoch {row['epoch']:>2.0f}  {scores}  lr {lr:.1e}  "
             f"{row['images_per_second']:.0f} img/s, {row['waiting']:.0%} waiting, {row['memory_gb']:.1f} GB  "
-            f"{seconds:.1f} s"
+            f"{seconds:.1f} s",
+            member=f"{self.folder.parent.name}/{self.folder.name}",
+            figures=row,
         )
 
     def close(self) -> None:

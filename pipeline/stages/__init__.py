@@ -6,8 +6,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from pipeline import launch
-from pipeline.config import Config
+from pipeline import artefacts, budget, console, events, launch
+from pipeline.config import Config, compose
 from pipeline.console import Outcome
 from pipeline.errors import UserError, nearest
 
@@ -23,10 +23,25 @@ def check_name(name: str) -> None:
         raise UserError(f"stage={name}, but the stages are {', '.join(names())}{nearest(name, names())}")
 
 
+def perform(arguments: dict[str, str]) -> list[Outcome]:
+    """Do what a command's arguments ask for: settle the config, run the stage, and log what it says."""
+    check_name(arguments.get("stage", "all"))
+    config = compose(arguments)
+    budget.begin(config.budget)
+    log = None if config.name else artefacts.runs_folder(config) / events.NAME  # name: of one that is not there yet
+    with console.command(config.quiet, log, config.arguments):
+        outcomes = run_stage(config)
+        if config.quiet:
+            console.close(outcomes)
+    return outcomes
+
+
 def run_stage(config: Config) -> list[Outcome]:
     """Run the config's stage; only its module is imported."""
     launch.check_library(config)
-    outcomes: list[Outcome] = _module(config.stage).run(config)
+    with events.about(config.stage):
+        outcomes: list[Outcome] = _module(config.stage).run(config)
+        console.note(outcomes)
     return outcomes
 
 
@@ -38,7 +53,9 @@ def go_together(first: Config, second: Config) -> bool:
 
 def run_together(configs: list[Config]) -> list[Outcome]:
     """Run one stage for several runs at once."""
-    outcomes: list[Outcome] = _module(configs[0].stage).together(configs)
+    with events.about(configs[0].stage):
+        outcomes: list[Outcome] = _module(configs[0].stage).together(configs)
+        console.note(outcomes)
     return outcomes
 
 

@@ -25,8 +25,7 @@ def run(config: Config) -> list[Outcome]:
                 say(f"[{number}/{len(steps)}] {title}")
             outcomes += run_steps([step for _, step in group], recipe)
     finally:
-        if outcomes:
-            say(f"\n{console.table(outcomes)}\n")
+        console.close(outcomes)
     rows = [{k: v for k, v in vars(outcome).items() if k not in ("seconds", "reused")} for outcome in outcomes]
     artefacts.write_json(artefacts.runs_folder(config) / f"recipe-{config.recipe}.json", rows)
     if recipe.left_out:

@@ -16,7 +16,7 @@ from pipeline import artefacts, evaluate, hardware, registry
 from pipeline.artefacts import Predictions, shown
 from pipeline.competition import load
 from pipeline.config import Config, scoped
-from pipeline.console import Outcome, say, warn
+from pipeline.console import Outcome, each, say, warn
 from pipeline.description import Description
 from pipeline.errors import UserError
 from pipeline.folds import ensure_folds
@@ -74,7 +74,7 @@ def run(config: Config) -> list[Outcome]:
     if config.data.extra:
         warn("stage=features does not read the outside images of data.extra: they join the training of networks alone")
     run.settle()
-    reused = [answer(run, task, description, held_out) for held_out in run.asked()]
+    reused = [answer(run, task, description, held_out) for held_out in each(run.name, run.asked())]
     seconds = time.perf_counter() - began
     if not run.predicted():
         unscored = "no CV" if run.asked() == [()] else "OOF is scored once all folds are answered"

@@ -94,7 +94,7 @@ class Level2:
 def build(config: Config, table: Table, calls: list[str]) -> Level2:
     """Score the methods, choose one, score the decisions on its nested values, choose one; fit both on all rows."""
     changes = nested.decisions(config.stack.decisions, table.values[:, table.best], table)  # fails before the long work
-    candidates = [nested.score_method(call, table) for call in calls]
+    candidates = [nested.score_method(call, table) for call in console.each("level 2", calls)]
     chosen, reason = choose(config.stack.choose, candidates, table)
     tried = nested.score_decisions(changes, chosen.values, table)
     decided = nested.choose(tried, table)[0]
