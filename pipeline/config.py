@@ -354,6 +354,19 @@ class Features:
 
 
 @dataclass
+class Kaggle:
+    """What Kaggle is asked, by the stages that speak to it."""
+
+    slug: str = option("", "the competition in Kaggle's addresses, kaggle.com/competitions/SLUG; empty: its name here")
+    daily_limit: int = option(0, "submissions a day (UTC) that the competition takes; 0: as Kaggle says", low=0)
+    wait: float = option(600.0, "most seconds that stage=submit waits for the score of an upload; 0: none", low=0)
+    refresh: str = option(
+        "auto", "whether stage=leaderboard asks Kaggle for scores; auto: if it can, else it takes those recorded",
+        choices=("auto", "always", "never"),
+    )  # fmt: skip
+
+
+@dataclass
 class Config:
     """The resolved settings of one command."""
 
@@ -441,6 +454,8 @@ class Config:
     solution: str = option("", "path of a solution csv, for stage=score alone; empty: data.folder/solution.csv")
     source: str = option("", "what stage=submit turns into a csv: a run or a level-2 name; empty: the stack")
     blend: list[str] = option([], "submission csvs that stage=submit averages, marked not CV")
+    upload: bool = option(False, "stage=submit: submit the checked csv to Kaggle too, and wait for its score")
+    message: str = option("", "stage=submit upload=true: what Kaggle shows beside it; empty: its runs and CV")
     oof: str = option("", "stage=adopt: npz or csv of out-of-fold predictions")
     test: str = option("", "stage=adopt: npz or csv of test predictions")
     budget: str = option(
@@ -464,6 +479,7 @@ class Config:
     mine: Mine = field(default_factory=Mine)
     tune: Tune = field(default_factory=Tune)
     features: Features = field(default_factory=Features)
+    kaggle: Kaggle = field(default_factory=Kaggle)
 
     arguments: dict[str, str] = field(default_factory=dict)  # as typed; a recipe's steps are composed with them
 
@@ -753,6 +769,7 @@ def check(config: Config) -> None:
     _check_level(config)
     _check_launcher(config)
     _check_budget(config)
+    _check_upload(config)
     backbone_names.check(config.backbone)
     if config.stage != "new":  # what it writes is checked when it is whole
         tasks.check(config)
@@ -894,6 +911,18 @@ def _check_budget(config: Config) -> None:
         raise UserError(
             f"budget={config.budget} goes with stage=all and stage=train, not with stage={asked}; leave it out"
         )
+
+
+def _check_upload(config: Config) -> None:
+    """An upload costs one of the day's tries: it is asked for by name, and for one submission."""
+    asked = config.arguments.get("stage", "all")
+    if config.upload and ("upload" not in config.arguments or asked != "submit"):
+        raise UserError(
+            f"upload=true goes with stage=submit on the command line, not with stage={asked} or in a YAML; write "
+            f"./run.sh stage=submit upload=true competition={config.competition}"
+        )
+    if config.message and not config.upload:
+        raise UserError(f"message={config.message} is shown beside an upload; add upload=true, or leave it out")
 
 
 def _check_launcher(config: Config) -> None:

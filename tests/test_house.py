@@ -27,12 +27,12 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["recommended"],
     ["config", "nested"],
     ["artefacts", "cutting", "reranking", "hardware", "spaces"],
-    ["files", "plots", "advice", "course", "study", "ragged"],
+    ["files", "plots", "advice", "course", "study", "ragged", "kaggle_client"],
     ["images", "tables"],
     ["masks", "whitening"],
     ["mask_truth", "queries"],
     ["competition", "submission"],
-    ["folds", "blending", "fusing", "features", "doctor", "doctor.*", "discover", "discover.*"],
+    ["folds", "blending", "fusing", "features", "uploads", "doctor", "doctor.*", "discover", "discover.*"],
     ["extra"],
     ["encoders", "ranks"],
     ["runs", "stores", "data", "network", "journal"],
@@ -150,7 +150,7 @@ def test_nothing_outside_tasks_asks_which_task_it_is(name):
 
 # --- no torch where none is needed --------------------------------------------------------------------------------
 
-ASK = "import sys; {}; print([name for name in ('torch', 'timm', 'albumentations') if name in sys.modules])"
+ASK = "import sys; {}; print([name for name in ('torch', 'timm', 'albumentations', 'kaggle') if name in sys.modules])"
 RUN = "from pipeline.__main__ import main; codes = [main(words.split()) for words in {!r}]; assert codes == {!r}, codes"
 
 

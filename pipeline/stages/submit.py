@@ -1,4 +1,7 @@
-"""Make a submission from the stack, a run or a blend of csvs, checked against the sample submission."""
+"""Make a submission from the stack, a run or a blend of csvs, checked against the sample submission.
+
+``upload=true message=…`` then submits it to Kaggle, and records its score once that is there.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import artefacts, budget, evaluate, submission
+from pipeline import artefacts, budget, evaluate, kaggle_client, submission, uploads
 from pipeline.artefacts import Predictions, shown
 from pipeline.competition import Competition, load
 from pipeline.config import Config, replace
@@ -37,6 +40,9 @@ class Answer:
 def run(config: Config) -> list[Outcome]:
     """Write submissions/<competition>/<name>.csv and .json; reused if the same rows stand there already."""
     began = time.perf_counter()
+    if config.upload:  # before any work
+        kaggle_client.slug_of(config)
+        kaggle_client.check_installed()
     competition = load(config)
     task = task_for(config, competition)
     answer = _blend(config, competition, task) if config.blend else _predicted(config, competition, task)
@@ -46,11 +52,16 @@ def run(config: Config) -> list[Outcome]:
     reused = submission.written(path, print_) is not None
     if not reused:
         facts = {"fingerprint": print_, "competition": config.competition, "metric": config.metric, **answer.facts}
-        submission.write(answer.frame, path, {**facts, "commit": artefacts.commit()})
+        known = {"uploads": told} if (told := uploads.records(path)) else {}  # of the rows that stood there before
+        submission.write(answer.frame, path, {**facts, "commit": artefacts.commit(), **known})
     scores = answer.score or answer.nested
     say(f"{shown(path)}: {len(answer.frame)} rows from {answer.name}, {scores}{', unchanged' if reused else ''}")
+    note, scored = shown(path), {}
+    if config.upload:
+        record = uploads.upload(config, kaggle_client.connect(), path)
+        note, scored = f"{note}, {uploads.scores(record)}", {part: record.get(part) for part in ("public", "private")}
     seconds = time.perf_counter() - began
-    return [Outcome("submit", answer.name, answer.score, answer.nested, "", seconds, shown(path), reused)]
+    return [Outcome("submit", answer.name, answer.score, answer.nested, "", seconds, note, reused, scored)]
 
 
 def _predicted(config: Config, competition: Competition, task: Task) -> Answer:
