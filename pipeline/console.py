@@ -19,27 +19,39 @@ NOTE_SECONDS = 0.3  # between two notes of progress for another process
 
 _live: list[Any] = []  # the console of the bar that is on the screen, if any; None: its progress is noted
 _notes: list[Path] = []  # where progress is noted instead of drawn
-_quiet: list[bool] = []  # whether the command that is under way says no more than warnings and its table
-_told: list[Outcome] = []  # rows of the closing table that the log has
-_closed: list[list[Outcome]] = []  # tables that were shown
+
+
+@dataclass
+class Command:
+    """What holds while a command runs.
+
+    quiet: it says warnings and its table alone. tables: it prints its table. told: rows that the log has. closed:
+    tables that were printed.
+    """
+
+    quiet: bool = False
+    tables: bool = True
+    told: list[Outcome] = field(default_factory=list)
+    closed: list[list[Outcome]] = field(default_factory=list)
+
+
+_commands = [Command()]  # the last one is under way; the first holds where there is none
 
 
 @contextlib.contextmanager
-def command(quiet: bool, log: Path | None, arguments: dict[str, str]) -> Iterator[None]:
+def command(quiet: bool, log: Path | None, arguments: dict[str, str], tables: bool = True) -> Iterator[None]:
     """While a command runs: what it says goes to its log too, and only there if it is to be quiet."""
-    _quiet.append(quiet)
+    _commands.append(Command(quiet, tables))
     try:
         with events.logged(log, arguments):
             yield
     finally:
-        _quiet.pop()
-        _told.clear()
-        _closed.clear()
+        _commands.pop()
 
 
 def is_quiet() -> bool:
     """Whether lines and bars are not shown."""
-    return bool(_quiet) and _quiet[-1]
+    return _commands[-1].quiet
 
 
 def say(text: str = "", **facts: Any) -> None:
@@ -199,17 +211,19 @@ class Outcome:
 
 def note(outcomes: list[Outcome]) -> None:
     """Log rows of the closing table, each once."""
+    told = _commands[-1].told
     for outcome in outcomes:
-        if not any(outcome is other for other in _told):
-            _told.append(outcome)
+        if not any(outcome is other for other in told):
+            told.append(outcome)
             events.tell("outcome", **vars(outcome))
 
 
 def close(outcomes: list[Outcome]) -> None:
     """Print the closing table of a recipe, or of a command that was quiet; once."""
     note(outcomes)
-    if outcomes and not any(outcomes is other for other in _closed):
-        _closed.append(outcomes)
+    under_way = _commands[-1]
+    if outcomes and under_way.tables and not any(outcomes is other for other in under_way.closed):
+        under_way.closed.append(outcomes)
         show(f"\n{table(outcomes)}\n")
 
 

@@ -23,13 +23,16 @@ def check_name(name: str) -> None:
         raise UserError(f"stage={name}, but the stages are {', '.join(names())}{nearest(name, names())}")
 
 
-def perform(arguments: dict[str, str]) -> list[Outcome]:
-    """Do what a command's arguments ask for: settle the config, run the stage, and log what it says."""
+def perform(arguments: dict[str, str], tables: bool = True) -> list[Outcome]:
+    """Do what a command's arguments ask for: settle the config, run the stage, and log what it says.
+
+    tables: print the closing table, of a recipe or a quiet command; else whoever called shows what is returned.
+    """
     check_name(arguments.get("stage", "all"))
     config = compose(arguments)
     budget.begin(config.budget)
     log = None if config.name else artefacts.runs_folder(config) / events.NAME  # name: of one that is not there yet
-    with console.command(config.quiet, log, config.arguments):
+    with console.command(config.quiet, log, config.arguments, tables):
         outcomes = run_stage(config)
         if config.quiet:
             console.close(outcomes)
