@@ -56,9 +56,20 @@ def member_folder(run: Path, held_out: Sequence[int]) -> Path:
     return run / ("fold" + "_".join(str(fold) for fold in held_out) if held_out else "full")
 
 
+def weights_file(member: Path) -> Path:
+    """What a member predicts with: ``best.ckpt``, or ``best.safetensors`` in a package."""
+    packed = member / "best.safetensors"
+    return packed if packed.is_file() else member / "best.ckpt"
+
+
 def folds_file(config: Config) -> Path:
     """``folds/<competition>.csv``."""
     return root() / "folds" / f"{safe_name(config.competition, 'competition')}.csv"
+
+
+def packages_folder(config: Config) -> Path:
+    """``packages/<competition>``."""
+    return root() / "packages" / safe_name(config.competition, "competition")
 
 
 def submissions_folder(config: Config) -> Path:

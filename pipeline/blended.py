@@ -43,9 +43,8 @@ def write(work: Work, made: blending.Level2) -> None:
     made.chosen.nested.cut = made.cut.call
     Predictions(ids, made.chosen.nested, work.task.space, made_by).save(folder / "nested.npz")
     tests = [member.tests() for member in work.members]
-    each = [made.chosen.fitted([own[fold].values for own in tests]) for fold in range(first.count)]
-    spatial: Any = work.task
-    answer = spatial.together(each, made.cut.call)
+    each = [[own[fold].values for own in tests] for fold in range(first.count)]
+    answer = applied(each, work.task, made.chosen.fitted, made.cut.call)
     Predictions(competition.test["id"].to_numpy(), answer, work.task.space, made_by).save(folder / "test.npz")
     score = made.cut.score
     described = {
@@ -57,6 +56,11 @@ def write(work: Work, made: blending.Level2) -> None:
         "leak": "second order: level 2 is fitted on OOF predictions",
     }  # fmt: skip
     artefacts.write_json(folder / "level2.json", described)
+
+
+def applied(each: list[list[Any]], task: Any, fitted: blending.Fitted, cut: str) -> Any:
+    """Maps as they are submitted, of the runs' maps by fold: each fold's are blended and cut alone."""
+    return task.together([fitted(maps) for maps in each], cut)
 
 
 def show(made: blending.Level2, metric: evaluate.Metric, first: Run) -> None:

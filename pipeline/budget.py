@@ -44,6 +44,7 @@ class Limit:
     kept: Reserve | None = None
     looked: float = 0.0
     used: bool = False  # a training has begun
+    what: str = "training"  # that stops
 
     def __post_init__(self) -> None:
         self.reserve = self.saving
@@ -68,7 +69,7 @@ class Limit:
     def _say(self, kept: Reserve) -> None:
         stop = max(0.0, self.seconds - kept.seconds)
         say(
-            f"  budget={self.text}: training stops at {spell(stop)}; {spell(kept.seconds)} are kept for "
+            f"  budget={self.text}: {self.what} stops at {spell(stop)}; {spell(kept.seconds)} are kept for "
             f"{kept.purpose}, by {kept.basis}"
         )
 

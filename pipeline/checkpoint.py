@@ -6,6 +6,7 @@ Both hold tensors and plain Python only, so that they load with ``weights_only=T
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import pickle
 import sys
@@ -22,6 +23,8 @@ from pipeline import console, ranks
 from pipeline.artefacts import atomic, shown
 from pipeline.errors import UserError
 from pipeline.learner import Learner
+
+FACTS = "pipeline"  # the entry of a safetensors file's header that holds all but the weights
 
 
 @dataclass
@@ -110,6 +113,35 @@ def _unshared(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_unshared(item) for item in value)
     return sys.intern(value) if type(value) is str else value
+
+
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Write what a ``best.ckpt`` holds as safetensors: no pickle, and the same content gives the same bytes."""
+    from safetensors.torch import save
+
+    each = networks(content)
+    tensors = {f"{place}.{name}": value.contiguous() for place, one in enumerate(each) for name, value in one.items()}
+    facts = {name: value for name, value in content.items() if name not in ("network", "others")}
+    with atomic(path) as handle:
+        handle.write(save(tensors, {FACTS: json.dumps({**facts, "networks": len(each)}, sort_keys=True)}))
+
+
+def load_weights(path: Path) -> dict[str, Any]:
+    """What a ``best.ckpt`` holds, from one or from the safetensors that ``save_tensors`` wrote."""
+    if path.suffix != ".safetensors":
+        return load_checkpoint(path)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as handle:
+            facts = json.loads(handle.metadata()[FACTS])
+            each: list[dict[str, torch.Tensor]] = [{} for _ in range(facts.pop("networks"))]
+            for key in handle.keys():  # noqa: SIM118  (it is no dict)
+                place, _, name = key.partition(".")
+                each[int(place)][name] = handle.get_tensor(key)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as fault:
+        raise UserError(f"{shown(path)} is damaged ({fault}); make the package again and upload it whole") from fault
+    return {**facts, "network": each[0], **({"others": each[1:]} if each[1:] else {})}
 
 
 def networks(content: dict[str, Any]) -> list[dict[str, torch.Tensor]]:

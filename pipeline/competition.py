@@ -112,37 +112,78 @@ def _load(
 ) -> Competition:  # fmt: skip
     """form: of the truth, if it is spatial; else empty."""
     data, mask = _settings(Data, fields), _settings(Mask, mask_fields)
+    if data.packed:
+        return _packed(name, folder, data, mask, form)
     whole = table = _mask_rows(folder, data, mask) if form else _train_table(folder, data)
     if form and mask.rle:
         table = mask_truth.image_rows(data, mask, whole)
     check_ids(table[data.id], shown(folder / data.train_csv))
     found = _images(folder, data, data.train_images, table, data.train_csv)
     train = pd.DataFrame({"id": table[data.id], "file": found}, dtype=str)
-    sample, test_table = _test_tables(folder, data, mask if form else None)
-    found = _images(folder, data, data.test_images, test_table, data.test_csv)
-    if data.gallery:
-        more, place, called = queries.gallery(folder, data, test_table[data.id].tolist())
-        found += _images(folder, data, place, more.assign(**{data.image or data.id: called}), data.gallery)
-        test_table = pd.concat([test_table, more], ignore_index=True).fillna("")
-    test = pd.DataFrame({"id": test_table[data.id], "file": found}, dtype=str)
+    sample, test_table, test = _tests(folder, data, mask if form else None)
     both = train.merge(test, on=["id", "file"])["id"]
     if len(both):
         raise UserError(
             f"{name}: {len(both)} images are training and test rows at once: {some(both)}; "
             "remove them from one table, or correct data.test_csv, data.sample or data.test_images"
         )
-    tables = [table for table in (data.train_csv, data.sample, data.test_csv) if table]
-    tables += [data.gallery] if queries.is_table(data.gallery) else []
-    print_ = artefacts.fingerprint(
-        [artefacts.file_digest(folder / table) for table in tables],
-        files.listing(folder, [*train["file"], *test["file"]]),
-    )
+    print_ = _print(folder, data, [*train["file"], *test["file"]])
     if form:
         told, targets = _masks(folder, data, mask, form, (train, whole, test, sample), forgiving)
         print_ = artefacts.fingerprint(print_, mask_truth.digest(told.source, mask))
         return Competition(name, folder, train, targets, test, sample, table, test_table, print_, told)
     targets = table[data.target].apply(lambda cells: cells.str.strip())  # "cat " is no other class than "cat"
     return Competition(name, folder, train, targets, test, sample, table, test_table, print_)
+
+
+def _packed(name: str, folder: Path, data: Data, mask: Mask, form: str) -> Competition:
+    """A competition in a package: its training rows are ids and targets, and test images may be missing or broken."""
+    table = read_table(root() / data.packed, {data.id: "data.id"}, key="data.packed")
+    train = pd.DataFrame({"id": table[data.id], "file": ""}, dtype=str)
+    sample, test_table, test = _tests(folder, data, mask if form else None)
+    names = mask_truth.columns(mask, form) if form else data.target
+    told = None
+    if form:
+        sizes = HeaderSizes(folder, test["file"].tolist(), data.reader, round(data.megapixels * 1e6))
+        faults = {row: reason for row in range(len(test)) if (reason := sizes.fault(row))}
+        if faults:
+            named = some(f"{test['id'][row]} ({reason})" for row, reason in faults.items())
+            warn(f"{len(faults)} of {len(test)} test images cannot be read: {named}; they are answered with no mask")
+            kept = ~test.index.isin(list(faults))
+            test, test_table = test[kept].reset_index(drop=True), test_table[kept].reset_index(drop=True)
+        answer, places = mask_truth.answer_form(mask, sample), {one: row for row, one in enumerate(test["id"])}
+        sizes = HeaderSizes(folder, test["file"].tolist(), data.reader, round(data.megapixels * 1e6))
+        told = Told(form, names, None, answer, places, sizes)
+    print_ = artefacts.fingerprint(
+        artefacts.file_digest(root() / data.packed), _print(folder, data, list(test["file"]))
+    )
+    return Competition(name, folder, train, table[names], test, sample, table, test_table, print_, told)
+
+
+def packed(competition: Competition, data: Data) -> pd.DataFrame:
+    """What ``data.packed`` holds of a competition: ids, targets, and the columns that its task reads."""
+    found = pd.concat([competition.train["id"].rename(data.id), competition.targets], axis=1)
+    return found.assign(**{name: competition.table[name] for name in [data.camera] if name})
+
+
+def _tests(folder: Path, data: Data, mask: Mask | None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The sample submission, the test table with the rows of the gallery, and the ids and files of both."""
+    sample, table = _test_tables(folder, data, mask)
+    found = _images(folder, data, data.test_images, table, data.test_csv)
+    if data.gallery:
+        more, place, called = queries.gallery(folder, data, table[data.id].tolist())
+        found += _images(folder, data, place, more.assign(**{data.image or data.id: called}), data.gallery)
+        table = pd.concat([table, more], ignore_index=True).fillna("")
+    return sample, table, pd.DataFrame({"id": table[data.id], "file": found}, dtype=str)
+
+
+def _print(folder: Path, data: Data, images: list[str]) -> str:
+    """Changes when a table or an image does; in a package there is no training table."""
+    tables = [table for table in ("" if data.packed else data.train_csv, data.sample, data.test_csv) if table]
+    tables += [data.gallery] if queries.is_table(data.gallery) else []
+    return artefacts.fingerprint(
+        [artefacts.file_digest(folder / table) for table in tables], files.listing(folder, images)
+    )
 
 
 def _mask_rows(folder: Path, data: Data, mask: Mask) -> pd.DataFrame:
@@ -212,7 +253,7 @@ def _images(folder: Path, data: Data, place: str, table: pd.DataFrame, csv: str)
             f"{csv or 'the sample submission'} has no column {data.image!r} (data.image); "
             + ("correct it" if csv else "give data.test_csv=FILE, which has")
         )
-    found = files.resolve(folder, place, table[data.image or data.id].tolist(), data.files)
+    found = files.resolve(folder, place, table[data.image or data.id].tolist(), data.files, bool(data.packed))
     if not data.box:
         return found
     if len(data.box) != 4:

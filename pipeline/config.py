@@ -115,6 +115,9 @@ class Data:
     )  # fmt: skip
     features: list[str] = option([], "columns of both tables that level 2 may use beside the predictions")
     tables: list[str] = option([], "more csv files whose columns level 2 may use, joined by the id")
+    packed: str = option(
+        "", "csv that stands for training table and images where there are none: in a package (stage=package writes it)"
+    )
     cache_gb: float = option(20.0, "largest decoded cache in GB; above it images are decoded as they come", low=0)
 
 
@@ -367,6 +370,18 @@ class Kaggle:
 
 
 @dataclass
+class Package:
+    """What is uploaded for a code competition."""
+
+    name: str = option("", "name of the package, and of the Kaggle dataset; empty: <competition>-<source>")
+    owner: str = option("", "Kaggle user to whom the dataset belongs; empty: to be filled in by hand")
+    budget: str = option("8h30m", "time of the notebook, such as 8h30m: the members done by then are averaged")
+    half: bool = option(False, "store weights in 16 bits: half the size; by how much predictions move is measured")
+    wheels: bool = option(False, "fetch the wheels that the notebook installs (pip download, needs the network)")
+    has: list[str] = option([], "packages that the notebook's image has; empty: pipeline/wheels.py lists Kaggle's")
+
+
+@dataclass
 class Config:
     """The resolved settings of one command."""
 
@@ -480,6 +495,7 @@ class Config:
     tune: Tune = field(default_factory=Tune)
     features: Features = field(default_factory=Features)
     kaggle: Kaggle = field(default_factory=Kaggle)
+    package: Package = field(default_factory=Package)
 
     arguments: dict[str, str] = field(default_factory=dict)  # as typed; a recipe's steps are composed with them
 
@@ -903,11 +919,12 @@ def check_levels(config: Config) -> None:
 
 def _check_budget(config: Config) -> None:
     """A budget is a time, and of a command that trains and can be continued."""
+    budget.seconds_of(config.package.budget)
     if not config.budget:
         return
     budget.seconds_of(config.budget)
     asked = config.arguments.get("stage", "all")
-    if asked not in ("all", "train") and "budget" in config.arguments:
+    if asked not in ("all", "train", "answer") and "budget" in config.arguments:
         raise UserError(
             f"budget={config.budget} goes with stage=all and stage=train, not with stage={asked}; leave it out"
         )

@@ -238,13 +238,16 @@ def find_images(folder: Path, subfolder: str = "") -> list[str]:
 # --- which file an id means ---------------------------------------------------------------------------------------
 
 
-def resolve(folder: Path, subfolder: str, ids: Sequence[str], patterns: Sequence[str] = ()) -> list[str]:
+def resolve(
+    folder: Path, subfolder: str, ids: Sequence[str], patterns: Sequence[str] = (), forgiving: bool = False
+) -> list[str]:
     """The spec of each id, relative to folder, in the order of ids; files are looked for in folder/subfolder.
 
     An id is a file's name or its path below the subfolder, with or without suffix. Where an id fits no file like that,
     these count too if each leads to a file that no other id means: another image suffix, other upper and lower case,
     leading zeros of a number. patterns (data.files) say instead what an id's files are called; several are the channels
-    of one image. UserError for ids that would leave the folder, that fit several files, or that fit none.
+    of one image. UserError for ids that would leave the folder, that fit several files, or that fit none; forgiving:
+    the first of several counts, and an id without a file gets a spec that leads to none.
     """
     outside = [repr(name) for name in ids if _leaves(name)]
     if outside:
@@ -256,14 +259,21 @@ def resolve(folder: Path, subfolder: str, ids: Sequence[str], patterns: Sequence
     names = _Names(place)
     if not patterns:
         found = names.look_up(ids)
+        found = _lenient(ids, found) if forgiving else found
         _check_found(place, ids, found, [])
         return [place.prefix + fits[0] for fits in found]
     columns = []
     for pattern in patterns:
-        found = names.exact([pattern.format(id=name) for name in ids])
+        called = [pattern.format(id=name) for name in ids]
+        found = _lenient(called, names.exact(called)) if forgiving else names.exact(called)
         _check_found(place, ids, found, [pattern])
         columns.append([place.prefix + fits[0] for fits in found])
     return [JOIN.join(files) for files in zip(*columns, strict=True)]
+
+
+def _lenient(names: Sequence[str], found: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """One file for each name: the first that fits, or what would be called so."""
+    return [fits[:1] or (f"{name} (missing)",) for name, fits in zip(names, found, strict=True)]
 
 
 def _leaves(name: str) -> bool:

@@ -36,13 +36,15 @@ class Work:
 
     done: whether it is finished already; quick. do: does it, if it is not; also in another process, and on another
     machine, that finds it as ``pipeline.stages.<stage>.WORK``. prepare: makes what members share, such as the decoded
-    cache, before several processes of this machine begin.
+    cache, before several processes of this machine begin. timed: ``budget=`` ends it wherever it is, so it is always
+    done in a process of its own.
     """
 
     stage: str
     done: Callable[[Run, tuple[int, ...]], bool]
     do: Callable[[Run, tuple[int, ...]], Any]
     prepare: Callable[[Run, tuple[int, ...]], Any] | None = None
+    timed: bool = False
 
 
 def each(work: Work, members: Sequence[Member]) -> list[float | None]:
@@ -55,7 +57,7 @@ def each(work: Work, members: Sequence[Member]) -> list[float | None]:
     todo = [place for place, member in enumerate(members) if not work.done(*member)]
     if todo:
         asked = members[0][0].config
-        alone = not side_by_side(asked) or (len(todo) == 1 and not elsewhere(asked))
+        alone = not side_by_side(asked) or (len(todo) == 1 and not elsewhere(asked) and not work.timed)
         for place in (_in_turn if alone else _together)(work, [members[place] for place in todo]):
             done[todo[place]] = time.perf_counter() - began
     return done
@@ -123,7 +125,7 @@ def _together(work: Work, members: Sequence[Member]) -> Iterator[int]:
                         if code:
                             raise views[place].failure(code, asked, len(waiting))
                         yield place
-                    if work.stage == "train" and waiting and budget.over():
+                    if (work.timed or work.stage == "train") and waiting and budget.over():
                         raise OutOfTime
                     time.sleep(PAUSE)
         except BaseException:

@@ -69,12 +69,13 @@ class Told:
     """All that a competition's masks are: the truth of its training rows, and how csvs of answers tell masks.
 
     form: "masks", "class_masks" or "objects". columns: names of the classes, in the order of the planes. source: the
-    masks of the training rows. answer: how the sample submission wants masks. test: id → row, and sizes of test images.
+    masks of the training rows, ``MaskTable`` or ``MaskFiles``; None in a package. answer: how the sample submission
+    wants masks. test: id → row, and sizes of test images.
     """
 
     form: str
     columns: list[str]
-    source: MaskTable | MaskFiles
+    source: Any
     answer: RleForm
     test: dict[str, int]
     sizes: Sizes

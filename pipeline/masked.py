@@ -13,6 +13,7 @@ from pipeline import artefacts, files, images, ragged, registry, stores, windows
 from pipeline.artefacts import Predictions, save_maps, shown
 from pipeline.competition import Competition
 from pipeline.config import Config, root
+from pipeline.console import warn
 from pipeline.errors import UserError, some
 from pipeline.forms import VOID, levels
 from pipeline.images import BrokenImage, opencv
@@ -203,6 +204,7 @@ def own_size(config: Config, competition: Competition, files_: Sequence[str], la
     """(H, W, C) images by row, at tiles.scale · scale of their own size."""
     data, factor = config.data, config.tiles.scale * scale
     steps = tuple(registry.complete("preprocesses", call) for call in data.preprocess)
+    sizes_ = sizes_of(config, competition, files_)
 
     def make(row: int) -> np.ndarray:
         limit = round(data.megapixels * 1e6)
@@ -211,12 +213,15 @@ def own_size(config: Config, competition: Competition, files_: Sequence[str], la
                 files_[row], competition.folder, reader=data.reader, limit_pixels=limit, channels=data.channels
             )
         except BrokenImage as fault:
-            raise UserError(f"{fault}; replace it, or leave it out of the table") from fault
+            if "test" not in label:
+                raise UserError(f"{fault}; replace it, or leave it out of the table") from fault
+            warn(f"{fault}; it is predicted as a grey image")
+            found = np.full((*sizes_[row], data.channels), images.FILL, dtype=np.uint8)
         for step in images.preprocesses(steps):
             found = step(found, config.image_size)
         return scaled(found, factor)
 
-    sizes = (sizes_of(config, competition, files_).prod(axis=1) * factor**2 * data.channels).astype(np.int64)
+    sizes = (sizes_.prod(axis=1) * factor**2 * data.channels).astype(np.int64)
     key = artefacts.fingerprint(
         "own size", list(files_), files.listing(competition.folder, files_), data.reader, data.channels, factor,
         data.megapixels, steps, config.image_size if steps else 0,

@@ -103,11 +103,22 @@ class HeaderSizes:
     limit_pixels: int = LIMIT_PIXELS
     known: dict[int, tuple[int, int]] = field(default_factory=dict, repr=False)
 
+    def fault(self, row: int) -> str:
+        """Why an image's size cannot be read; empty if it can."""
+        try:
+            self._read(row)
+        except BrokenImage as broken:
+            return broken.reason
+        return ""
+
+    def _read(self, row: int) -> None:
+        spec, limit = self.specs[row], self.limit_pixels
+        self.known[row] = size_of(spec, self.folder, reader=self.reader, limit_pixels=limit)
+
     def __getitem__(self, row: int) -> tuple[int, int]:
         if row not in self.known:
             try:
-                spec, limit = self.specs[row], self.limit_pixels
-                self.known[row] = size_of(spec, self.folder, reader=self.reader, limit_pixels=limit)
+                self._read(row)
             except BrokenImage as fault:
                 raise UserError(
                     f"the size of a mask is its image's, but {fault}; mend or leave out the image"

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import checkpoint, hardware, infer, masked, network, ragged, registry, stores
+from pipeline import artefacts, checkpoint, hardware, infer, masked, network, ragged, registry, stores
 from pipeline.artefacts import Predictions, atomic, read_json, save_maps, shown
 from pipeline.competition import Competition
 from pipeline.config import Config, has_levels
+from pipeline.console import warn
 from pipeline.errors import UserError, some
 from pipeline.folds import learns_from, read_folds
 from pipeline.forms import EMBEDDINGS
@@ -36,10 +37,11 @@ class Member:
     """
 
     def __init__(self, folder: Path, config: Config, competition: Competition, task: Task, machine: Hardware) -> None:
-        content = checkpoint.load_checkpoint(folder / "best.ckpt")
+        weights = artefacts.weights_file(folder)
+        content = checkpoint.load_weights(weights)
         if content["blueprint"]["columns"] != task.columns:
             raise UserError(
-                f"{shown(folder / 'best.ckpt')} predicts {some(content['blueprint']['columns'])}, but the competition "
+                f"{shown(weights)} predicts {some(content['blueprint']['columns'])}, but the competition "
                 f"has {some(task.columns)}; train again"
             )
         hardware.start(machine)
@@ -54,6 +56,7 @@ class Member:
         self.competition, self.task = competition, task
         self.views = views.expand(config.views)
         self.epoch, self.state = content["epoch"], plan.state
+        self.broken = np.zeros(0, dtype=np.int64)  # of the rows that were last asked for
 
     def write_own(self, rows: np.ndarray, folder: Path, made_by: dict[str, Any]) -> None:
         """Write ``oof.npz``, and what each view and scale says alone where there are several."""
@@ -67,7 +70,15 @@ class Member:
     def write_test(self, folder: Path, made_by: dict[str, Any]) -> None:
         """Write ``test.npz``."""
         ids = self.competition.test["id"].to_numpy()
-        Predictions(ids, self.merge(self.test_rows()), self.task.space, made_by).save(folder / "test.npz")
+        Predictions(ids, self.tests(), self.task.space, made_by).save(folder / "test.npz")
+
+    def tests(self) -> np.ndarray:
+        """(N, C) float32 of all test rows; an image that does not decode gets the mean of the others."""
+        values, broken = self.merge(self.test_rows()), self.broken
+        if 0 < len(broken) < len(values):
+            values[broken] = np.delete(values, broken, axis=0).mean(axis=0, dtype=np.float64)
+            warn(f"{len(broken)} test images that do not decode are predicted as the mean of the others")
+        return values
 
     def label(self, rows: np.ndarray, path: Path) -> Predictions:
         """What it says of training rows, to teach others; path: a file for what memory should not hold."""
@@ -86,6 +97,10 @@ class Member:
         """(V, N, C) predictions of all test rows."""
         return self._all(stores.test_store, np.arange(len(self.competition.test)))
 
+    def some(self, rows: np.ndarray) -> np.ndarray:
+        """What it says of these test rows, to be compared with what another member says."""
+        return self.merge(self._all(stores.test_store, rows))
+
     def merge(self, values: np.ndarray) -> np.ndarray:
         """(V, N, C) → (N, C) by the config's merge."""
         return registry.build("merges", self.config.merge)(values, self.task.form).astype(np.float32)
@@ -100,6 +115,7 @@ class Member:
             size = max(4, round(self.config.image_size * scale))
             batch = infer.batch_size(self.config.predict_batch, size)
             images = store(self.config, self.competition, size)
+            self.broken = images.broken
             try:
                 alone = (infer.predict(one, self.task, images, rows, self.views, batch) for one in self.networks)
                 found.append(infer.together(alone, self.task.form))
@@ -126,7 +142,7 @@ class ListMember(Member):
     def write_test(self, folder: Path, made_by: dict[str, Any]) -> None:
         """Write ``test.npz``."""
         ids = self.competition.test["id"].to_numpy()
-        values = self._found(self.merge(self.test_rows()), np.ones(len(self.points), dtype=bool))
+        values = self._found(self.tests(), np.ones(len(self.points), dtype=bool))
         Predictions(ids, values, self.task.space, made_by).save(folder / "test.npz")
 
     def own(self, rows: np.ndarray) -> np.ndarray:
@@ -180,6 +196,12 @@ class MapMember(Member):
         """The maps of training rows, which are written to path."""
         self._write(path, self.competition.train, rows, "train images", {})
         return Predictions.load(path)
+
+    def some(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) float64 in 0…1: the pixels of the maps of these test rows."""
+        source = masked.Source(self.config, self.competition, self.competition.test["file"].tolist(), "test images")
+        strips = map_strips(self.networks, self.task, source, rows, self.views, self.config)
+        return np.concatenate([strip.ravel() / 255 for _, strip in strips])
 
     def _write(self, path: Path, table: pd.DataFrame, rows: np.ndarray, what: str, made_by: dict[str, Any]) -> None:
         config, plan = self.config, self.networks[0].blueprint

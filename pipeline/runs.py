@@ -264,10 +264,8 @@ class Run:
         return (replace(self.config, epochs=length["epochs"]), length["batches"]) if length else (self.config, 0)
 
     def fingerprint(self) -> str:
-        """What every result of this run depends on: settings, inputs, number format, and a measured length."""
-        stored = self.stored()
-        parts = ("settings", "inputs", "hardware", *(["length"] if "length" in stored else []))
-        return artefacts.fingerprint(*(stored.get(part) for part in parts))
+        """What every result of this run depends on; see ``print_of``."""
+        return print_of(self.stored())
 
     def fingerprint_of(self, held_out: tuple[int, ...]) -> str:
         """What a trained member depends on."""
@@ -275,8 +273,9 @@ class Run:
 
     def is_trained(self, held_out: tuple[int, ...]) -> bool:
         """Whether the member without these folds is trained to the end."""
-        record, weights = (self.member(held_out) / name for name in ("train.json", "best.ckpt"))
-        return artefacts.finished(record, self.fingerprint_of(held_out), weights) is not None
+        folder = self.member(held_out)
+        print_, weights = self.fingerprint_of(held_out), artefacts.weights_file(folder)
+        return artefacts.finished(folder / "train.json", print_, weights) is not None
 
     def as_trained(self) -> Config:
         """The config with the settings that the run was made with, whatever the command line says."""
@@ -397,6 +396,12 @@ def chosen_on(folds: Sequence[int]) -> str:
     """The mark of settings that stage=tune chose by the own rows of these folds; empty without any (law 2)."""
     its = "its OOF there is optimistic"
     return f"tuned on {listed_folds(sorted(set(folds)))}: {its}" if folds else ""
+
+
+def print_of(stored: dict[str, Any]) -> str:
+    """The fingerprint of a config.yaml's content: settings, inputs, number format, and a measured length."""
+    parts = ("settings", "inputs", "hardware", *(["length"] if "length" in stored else []))
+    return artefacts.fingerprint(*(stored.get(part) for part in parts))
 
 
 def listed_folds(folds: Sequence[int]) -> str:

@@ -44,7 +44,7 @@ def train_store(config: Config, competition: Competition, size: int) -> Images:
 
 
 def test_store(config: Config, competition: Competition, size: int) -> Images:
-    """The test images at size × size; those that do not decode are predicted as plain grey, with a warning."""
+    """The test images at size × size; those that do not decode are grey, with a warning: see ``Member.tests``."""
     return _open(config, competition, competition.test["file"].tolist(), size, "fill", "test images")
 
 

@@ -18,7 +18,7 @@ from pipeline import tasks
 
 SOURCE = small_training.SOURCE / "pipeline"
 FLOORS = [  # a module imports from floors above it in this list alone, at the top or within a function
-    ["errors", "events", "environment", "torchvision_fix", "forms", "rle", "orders"],
+    ["errors", "events", "environment", "torchvision_fix", "forms", "rle", "orders", "notebook"],
     ["console"],
     ["budget", "registry", "archives", "patterns", "pictures", "windows"],
     ["stacking", "policies", "batched", "surgery", "segmenters", "maps", "sheets", "ranking"],
@@ -26,7 +26,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["backbone_names", "symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
     ["recommended"],
     ["config", "nested"],
-    ["artefacts", "cutting", "reranking", "hardware", "spaces"],
+    ["wheels", "artefacts", "cutting", "reranking", "hardware", "spaces"],
     ["files", "plots", "advice", "course", "study", "ragged", "kaggle_client"],
     ["images", "tables"],
     ["masks", "whitening"],
@@ -44,7 +44,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["training", "levels"],
     ["checks", "description", "tuning"],
     ["ranges"],
-    ["pace"],
+    ["pace", "packing"],
     ["stages", "stages.*"],
     ["__main__", "member", "api"],
 ]

@@ -192,9 +192,8 @@ def lacking(survey: Survey) -> list[Finding]:
         rows = [row for row in survey.broken if mask[row]]
         constant = np.flatnonzero(mask & survey.good & survey.constant).tolist()
         if rows:
-            skip = (
-                "data.skip_broken=true leaves the rows out" if name == "train" else "they are predicted as grey images"
-            )
+            mean = "they are predicted as the mean of the others"
+            skip = "data.skip_broken=true leaves the rows out" if name == "train" else mean
             found.append(Finding(
                 f"undecodable {name} images", "fault" if name == "train" else "warning", len(rows),
                 f"{counted(len(rows), f'{name} image does', f'{name} images do')} not decode: "

@@ -119,10 +119,20 @@ def read_table(config: Config, members: list[Run], task: Task, side: Features | 
 def answers(members: list[Run], task: Task, made: Level2, side: Features | None) -> np.ndarray:
     """(M, C) float64, what is submitted: each fold's members stacked and decided alone, then averaged."""
     each = [read(member.name, member.tests(), task) for member in members]
+    return applied(each, task, made.stacker, made.decision, None if side is None else side.test)
+
+
+def applied(
+    each: list[list[np.ndarray]], task: Task, stacker: Any, decision: Any, side: np.ndarray | None
+) -> np.ndarray:
+    """(M, C) float64 of each run's values by fold: every fold is stacked and decided alone, then they are averaged.
+
+    side: (M, F) side features of the rows, where the stacker reads such.
+    """
     every = task.form.aligned([values for folds in zip(*each, strict=True) for values in folds])
-    test = [np.stack(every[place : place + len(members)], axis=1) for place in range(0, len(every), len(members))]
-    values = [made.stacker.predict(fold, None if side is None else side.test) for fold in test]
-    return np.stack([made.decision.apply(v) if made.decision else v for v in values]).mean(axis=0, dtype=np.float64)
+    test = [np.stack(every[place : place + len(each)], axis=1) for place in range(0, len(every), len(each))]
+    values = [stacker.predict(fold, side) for fold in test]
+    return np.stack([decision.apply(v) if decision else v for v in values]).mean(axis=0, dtype=np.float64)
 
 
 # --- what is stacked ----------------------------------------------------------------------------------------------

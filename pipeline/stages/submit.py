@@ -45,7 +45,7 @@ def run(config: Config) -> list[Outcome]:
         kaggle_client.check_installed()
     competition = load(config)
     task = task_for(config, competition)
-    answer = _blend(config, competition, task) if config.blend else _predicted(config, competition, task)
+    answer = _blend(config, competition, task) if config.blend else predicted(config, competition, task)
     path = submission.path_of(config, answer.name)
     submission.validate(answer.frame, competition.sample, answer.name, task.allowed(competition.sample))
     print_ = artefacts.fingerprint(answer.frame.to_csv(index=False), answer.facts)
@@ -64,7 +64,8 @@ def run(config: Config) -> list[Outcome]:
     return [Outcome("submit", answer.name, answer.score, answer.nested, "", seconds, note, reused, scored)]
 
 
-def _predicted(config: Config, competition: Competition, task: Task) -> Answer:
+def predicted(config: Config, competition: Competition, task: Task) -> Answer:
+    """What ``source=`` answers, a level 2 or a run."""
     name = artefacts.safe_name(config.source or config.stack.name, "source")
     level2 = artefacts.runs_folder(config) / "level2" / name
     if (level2 / "test.npz").is_file():
@@ -91,7 +92,7 @@ def _from_level2(config: Config, competition: Competition, task: Task, name: str
     predictions = Predictions.load(folder / "test.npz")
     if settings := made.get("settings"):
         task = task_for(replace(config, **settings), competition)
-    frame = _rows(competition, task, predictions)
+    frame = rows(competition, task, predictions)
     reached = made["score"]
     nested = str(evaluate.Score(reached["score"], reached["se"], "nested", reached["folds"]))
     known = {key: made[key] for key in ("method", "decision", "members", "leak")}
@@ -106,7 +107,7 @@ def _from_run(config: Config, competition: Competition, task: Task, name: str) -
     full = run.full_test()
     if full is not None and (config.fold == ["full"] or not run.predicted()):
         none = {"source": name, "members": [f"{name}/full"], "cv": None}
-        return Answer(name, _rows(competition, task, full), "no CV", facts=none)
+        return Answer(name, rows(competition, task, full), "no CV", facts=none)
     metric = evaluate.metric(config.metric, task)
     folds = asked_folds(config, run.count)
     if folds != "full" and len(folds) < run.count:
@@ -119,7 +120,7 @@ def _from_run(config: Config, competition: Competition, task: Task, name: str) -
         "cv": {k: _plain(v) for k, v in dataclasses.asdict(score).items()},
         "score": str(score),
     }
-    return Answer(name, _rows(competition, task, Predictions.mean(tests)), str(score), facts=facts)
+    return Answer(name, rows(competition, task, Predictions.mean(tests)), str(score), facts=facts)
 
 
 def _from_part(run: Run, folds: list[int], competition: Competition, task: Task, metric: evaluate.Metric) -> Answer:
@@ -131,9 +132,9 @@ def _from_part(run: Run, folds: list[int], competition: Competition, task: Task,
             f"source={run.name} learned with pseudo.crossfit=true: each member speaks for a part of the test rows, "
             f"but fold={','.join(map(str, folds))}; leave fold out"
         )
-    rows = np.flatnonzero(np.isin(run.folds, folds))
+    own = np.flatnonzero(np.isin(run.folds, folds))
     score = evaluate.score_folds(
-        metric, run.truth_of(task, rows), run.oof(folds).values, run.folds[rows], f"OOF, partial: {part}"
+        metric, run.truth_of(task, own), run.oof(folds).values, run.folds[own], f"OOF, partial: {part}"
     )
     facts = {
         "source": run.name, "partial": part, "members": [f"{run.name}/fold{fold}" for fold in folds],
@@ -141,10 +142,11 @@ def _from_part(run: Run, folds: list[int], competition: Competition, task: Task,
     }  # fmt: skip
     ids = competition.test["id"].to_numpy()
     mean = Predictions.mean([test.align(ids, f"test predictions of {run.name}") for test in tests])
-    return Answer(run.name, _rows(competition, task, mean), str(score), facts=facts)
+    return Answer(run.name, rows(competition, task, mean), str(score), facts=facts)
 
 
-def _rows(competition: Competition, task: Task, predictions: Predictions) -> pd.DataFrame:
+def rows(competition: Competition, task: Task, predictions: Predictions) -> pd.DataFrame:
+    """The rows of a submission."""
     if not task.form.searched and predictions.values.shape[1] != len(task.columns):
         raise UserError(
             f"the predictions have {predictions.values.shape[1]} columns, but the task has "

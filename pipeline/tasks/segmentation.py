@@ -243,6 +243,15 @@ class Segmentation:
         of_class = [form.class_column] if form.rows == "class" and form.class_column else []
         return pd.DataFrame(rows, columns=[form.id, *of_class, form.rle]).astype(str)[list(map(str, sample.columns))]
 
+    def parted(self, sample: pd.DataFrame, known: Iterable[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The sample's rows of known images, and those of the others, each answered with no mask."""
+        form, there = self.answer, {*known}
+        images = sample.iloc[:, 0].astype(str)
+        images = images.map(lambda cell: cell.rpartition(form.separator)[0]) if form.joined else images
+        found = images.isin(there).to_numpy()
+        blank = sample[~found].drop_duplicates([name for name in sample.columns if name != form.rle])
+        return sample[found], blank.assign(**{form.rle: self.empty})
+
     def _rows(self, name: str, answer: np.ndarray) -> Iterator[tuple[str, ...]]:
         """The rows of one image: its id, its class where there is a column of it, the text."""
         form = self.answer
