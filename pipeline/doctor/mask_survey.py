@@ -64,7 +64,7 @@ def read(competition: Competition, told: Told) -> MaskSurvey:
 
 
 def _of_table(told: Told, row: int, seen: MaskSurvey) -> Iterator[tuple[str, str]]:
-    source: MaskTable = told.source  # type: ignore[assignment]
+    source: MaskTable = told.source
     if not len(source.rows_of(row)):
         yield MISSING, source.ids[row]
         return
@@ -84,7 +84,7 @@ def _of_table(told: Told, row: int, seen: MaskSurvey) -> Iterator[tuple[str, str
 
 
 def _of_file(told: Told, row: int, seen: MaskSurvey) -> Iterator[tuple[str, str]]:
-    source: MaskFiles = told.source  # type: ignore[assignment]
+    source: MaskFiles = told.source
     if not source.specs[row]:
         yield MISSING, files.label(source.specs[row])
         return

@@ -1,0 +1,308 @@
+"""Packages: what they hold, that they answer new images as predict, stack and submit do, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import small_training as small
+from conftest import Project
+
+from pipeline import launch, wheels
+from pipeline.__main__ import main
+from pipeline.artefacts import Predictions
+from pipeline.errors import OutOfTime
+from pipeline.stages import answer
+
+RUNS = ("one", "two")
+STACK = ("stack.methods=mean", "stack.decisions=class_weights()")
+FRESH = ("x7", "x1", "x40", "x3", "x5", "x6")  # ids of hidden images
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with two runs of two members each, predicted and stacked."""
+    root = tmp_path_factory.mktemp("trained") / "project"
+    shutil.copytree(small.SOURCE / "configs", root / "configs")
+    small.write(root, rows=24, tests=6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIPELINE_ROOT", str(root))
+        for seed, run in enumerate(RUNS):
+            for stage in ("train", "predict"):
+                assert main([f"stage={stage}", f"run={run}", f"seed={seed}", "epochs=1", "device=cpu"]) == 0
+        assert main(["stage=stack", *STACK]) == 0
+    return root
+
+
+@pytest.fixture
+def own(project: Project, trained: Path) -> Project:
+    """A copy of it."""
+    shutil.copytree(trained, project.root, dirs_exist_ok=True)
+    return project
+
+
+def hidden(folder: Path, ids: tuple[str, ...] = FRESH) -> Path:
+    """A competition's folder with test images that nobody has seen, and no training rows."""
+    generator = np.random.default_rng(7)
+    (folder / "test_images").mkdir(parents=True)
+    for name in ids:
+        image = generator.integers(0, 256, (8, 8), dtype=np.uint8)
+        (folder / "test_images" / f"{name}.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    (folder / "sample_submission.csv").write_text("\n".join(["id,label", *(f"{name},a" for name in ids)]) + "\n")
+    return folder
+
+
+def unpacked(package: Path, root: Path, inputs: Path) -> Path:
+    """The project that the notebook makes: folders full of links to a package."""
+    for part in ("configs", "runs"):
+        shutil.copytree(package / part, root / part, copy_function=os.symlink)
+    for name in ("manifest.json", "training.csv"):
+        os.symlink(package / name, root / name)
+    os.symlink(inputs, root / "input")
+    return root
+
+
+def answered(project: Project, monkeypatch: pytest.MonkeyPatch, package: Path, root: Path, inputs: Path, *more: str):
+    """The result of stage=answer on hidden images, and its rows."""
+    monkeypatch.setenv("PIPELINE_ROOT", str(unpacked(package, root, inputs)))
+    done = project.run("stage=answer", f"submission={root}/submission.csv", "parallel=none", *more)
+    monkeypatch.setenv("PIPELINE_ROOT", str(project.root))
+    path = root / "submission.csv"
+    return done, pd.read_csv(path, dtype=str) if path.exists() else None
+
+
+def expected(project: Project, monkeypatch: pytest.MonkeyPatch, root: Path, inputs: Path, *source: str) -> pd.DataFrame:
+    """The same images by predict, stack and submit, in a copy of the project where they are the test images."""
+    shutil.copytree(project.root, root)
+    folder = next((root / "data").iterdir())
+    shutil.rmtree(folder / "test_images")
+    shutil.copytree(inputs, folder, dirs_exist_ok=True)
+    for record in root.glob("runs/*/*/*/predict.json"):
+        record.unlink()
+    monkeypatch.setenv("PIPELINE_ROOT", str(root))
+    for run in sorted(path.parent.name for path in root.glob("runs/*/*/config.yaml")):
+        assert project.run("stage=predict", f"run={run}").code == 0
+    words = source or ("stage=stack", *STACK)
+    assert project.run(*words).code == 0
+    monkeypatch.setenv("PIPELINE_ROOT", str(project.root))
+    return pd.read_csv(next((root / "submissions").glob("*/stack.csv" if not source else "*/one.csv")), dtype=str)
+
+
+def test_a_package_holds_what_answers_and_answers_like_predict(own, tmp_path, monkeypatch):
+    project = own
+    made = project.run("stage=package", "package.name=noise-best", "package.slug=noise-2026")
+    assert made.code == 0, made.err
+    package = project.root / "packages/noise/noise-best"
+    check_contents(package, made.out)
+    again = project.run("stage=package", "package.name=noise-best", "package.slug=noise-2026")
+    assert "unchanged" in again.out
+    check_same_bytes(project, package)
+    check_replacing(project, package)
+
+    inputs = hidden(tmp_path / "hidden")
+    done, rows = answered(project, monkeypatch, package, tmp_path / "work", inputs)
+    assert done.code == 0, done.err
+    assert "4 of 4 members" in done.out
+    pd.testing.assert_frame_equal(rows, expected(project, monkeypatch, tmp_path / "usual", inputs))
+    check_values(tmp_path)
+
+
+def check_contents(package: Path, said: str) -> None:
+    names = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
+    runs = "runs/noise"
+    members = [f"{runs}/{run}/fold{fold}/best.safetensors" for run in RUNS for fold in range(2)]
+    level2 = [f"{runs}/level2/stack/{name}" for name in ("level2.json", "stacker.npz", "decision.npz")]
+    tops = ["run.sh", "pyproject.toml", "constraints.txt", "training.csv", "dataset-metadata.json", "wheels.txt"]
+    assert {*members, *level2, *tops, "pipeline/__main__.py", "configs/default.yaml"} <= names
+    assert not [name for name in names if name.endswith((".ckpt", ".pkl", ".pyc", ".pt", ".pth"))]
+    manifest = json.loads((package / "manifest.json").read_text())
+    assert {*manifest["files"], "manifest.json"} == names
+    assert [member["run"] for member in manifest["members"]] == ["one", "one", "two", "two"]
+    assert {"score", "se", "folds"} <= manifest["cv"].keys()
+    assert json.loads((package / "dataset-metadata.json").read_text())["id"].endswith("/noise-best")
+    assert "kaggle datasets create -p packages/noise/noise-best" in said
+    assert "noise-2026" in (package / "notebook.ipynb").read_text()
+
+
+def check_same_bytes(project: Project, package: Path) -> None:
+    kept = package.rename(package.with_name("kept"))
+    assert project.run("stage=package", "package.name=noise-best", "package.slug=noise-2026").code == 0
+    files = sorted(path.relative_to(package) for path in package.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(kept) for path in kept.rglob("*") if path.is_file())
+    assert [name for name in files if (package / name).read_bytes() != (kept / name).read_bytes()] == []
+    shutil.rmtree(kept)
+
+
+def check_replacing(project: Project, package: Path) -> None:
+    before = (package / "manifest.json").read_bytes()
+    refused = project.run("stage=package", "package.name=noise-best", "package.slug=noise-2026", "views=identity,hflip")
+    assert refused.code == 2  # not for this competition
+    refused = project.run("stage=package", "package.name=noise-best", "package.slug=another")
+    assert refused.code == 2
+    assert "notebook.ipynb" in refused.err
+    assert "overwrite=true" in refused.err
+    assert (package / "manifest.json").read_bytes() == before
+    assert not list(package.parent.glob(".*.tmp"))
+
+
+def check_values(tmp_path: Path) -> None:
+    """Not the decided rows alone: level 2's values are the same to the last bit."""
+    ours, usual = (
+        Predictions.load(root / "runs/noise/level2/stack/test.npz") for root in (tmp_path / "work", tmp_path / "usual")
+    )
+    np.testing.assert_array_equal(ours.values, usual.values)
+
+
+# --- what goes wrong ----------------------------------------------------------------------------------------------
+
+
+def packaged(project: Project, *words: str) -> Path:
+    """The one package that a command makes."""
+    made = project.run("stage=package", *words)
+    assert made.code == 0, made.err
+    (place,) = project.root.glob("packages/noise/[!.]*")
+    return place
+
+
+def test_broken_and_missing_images_get_the_mean(own, tmp_path, monkeypatch):
+    inputs = hidden(tmp_path / "hidden")
+    (inputs / "test_images/x1.png").write_bytes(b"no picture")
+    (inputs / "test_images/x5.png").unlink()
+    package = packaged(own, "source=one")
+    done, rows = answered(own, monkeypatch, package, tmp_path / "work", inputs)
+    assert done.code == 0, done.err
+    assert rows["id"].tolist() == list(FRESH)
+    assert "2 test images that do not decode are predicted as the mean" in done.out + done.err
+    values = Predictions.load(tmp_path / "work/runs/noise/one/fold0/test.npz").align(list(FRESH)).values
+    broken = [FRESH.index(name) for name in ("x1", "x5")]
+    mean = np.delete(values, broken, axis=0).mean(axis=0)
+    np.testing.assert_allclose(values[broken], np.stack([mean, mean]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        (3, "3 of 4 members; budget=1h ended before the other 1, level 2 on 1 of 2 folds"),
+        (1, "1 of 4 members; budget=1h ended before the other 3; their plain mean stands for level 2"),
+        (0, "0 of 4 members; budget=1h ended before the other 4; the training rows' mean"),
+    ],
+)
+def test_what_is_done_in_time_is_averaged(own, tmp_path, monkeypatch, members, said):
+    def stopped(work, asked):
+        for member in asked[:members]:
+            work.do(*member)
+        raise OutOfTime
+
+    monkeypatch.setattr(launch, "each", stopped)
+    package = packaged(own)
+    done, rows = answered(own, monkeypatch, package, tmp_path / "work", hidden(tmp_path / "hidden"), "budget=1h")
+    assert done.code == 0, done.err
+    assert said in done.out
+    assert rows["id"].tolist() == list(FRESH)
+    assert rows["label"].isin(list("abc")).all()
+
+
+def test_a_member_that_takes_too_long_is_ended(own, tmp_path, monkeypatch):
+    """A timed work is a process of its own even where it is alone, and stops where the budget ends."""
+    assert answer.WORK.timed
+    begun: list[str] = []
+    monkeypatch.setattr(
+        launch, "_together", lambda work, members: iter(begun.append(run.name) or 0 for run, _ in members)
+    )
+    package = packaged(own, "source=one", "fold=0")
+    monkeypatch.setenv("PIPELINE_ROOT", str(unpacked(package, tmp_path / "work", hidden(tmp_path / "hidden"))))
+    done = own.run("stage=answer", f"submission={tmp_path}/submission.csv")
+    assert begun == ["one"]
+    assert "0 of 1 members" in done.out
+
+
+def test_mistakes_are_told_before_anything_is_written(own):
+    wrong = own.run("stage=package", "source=onne")
+    assert wrong.code == 2
+    assert "did you mean one" in wrong.err
+    weights = own.root / "runs/noise/two/fold1/best.ckpt"
+    weights.rename(weights.with_suffix(".away"))
+    missing = own.run("stage=package")
+    assert missing.code == 2
+    assert "runs/noise/two/fold1 is not trained to the end" in missing.err
+    assert "stage=train" in missing.err
+    weights.with_suffix(".away").rename(weights)
+    (own.root / "runs/noise/two/fold1/predict.json").write_text("{}")
+    assert "predicted otherwise" in own.run("stage=package").err
+    assert "6 to 50" in own.run("stage=package", "source=one", "package.name=abc").err
+    assert "lower-case" in own.run("stage=package", "source=one", "package.name=My_Best").err
+    assert "stage=answer works in a package" in own.run("stage=answer").err
+    assert not list(own.root.glob("packages/noise/[!.]*"))
+
+
+def test_runs_without_networks_and_lists_are_refused(own):
+    """An adopted run answers no other images; a stack without it is the next move."""
+    oof = own.root / "oof.npz"
+    members = [Predictions.load(own.root / f"runs/noise/one/fold{fold}/oof.npz") for fold in range(2)]
+    Predictions.concat(members).save(oof)
+    test = own.root / "runs/noise/one/fold0/test.npz"
+    assert own.run("stage=adopt", "run=mate", f"oof={oof}", f"test={test}").code == 0
+    assert own.run("stage=stack", "stack.methods=mean", "stack.decisions=none").code == 0
+    refused = own.run("stage=package")
+    assert refused.code == 2
+    assert "mate (stage=adopt)" in refused.err
+    assert "stack.members=one,two" in refused.err
+    lists = own.run("stage=package", "task=retrieval(kind='labels')")
+    assert lists.code == 2
+    assert "cannot be packaged yet" in lists.err
+
+
+def test_a_package_that_was_cut_short_says_so(own, tmp_path, monkeypatch):
+    package = packaged(own, "source=one")
+    weights = package / "runs/noise/one/fold1/best.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done, _ = answered(own, monkeypatch, package, tmp_path / "work", hidden(tmp_path / "hidden"))
+    assert done.code == 2
+    assert "runs/noise/one/fold1/best.safetensors" in done.err
+    assert "upload it again" in done.err
+
+
+def test_runs_without_weight_stay_at_home(own, tmp_path, monkeypatch):
+    assert own.run("stage=stack", "stack.methods=single", "stack.decisions=none").code == 0
+    content = json.loads((own.root / "runs/noise/level2/stack/level2.json").read_text())
+    kept = [name for name, weight in content["weights"].items() if weight]
+    package = packaged(own)
+    assert [path.name for path in sorted((package / "runs/noise").iterdir())] == sorted(["level2", *kept])
+    inputs = hidden(tmp_path / "hidden")
+    done, _ = answered(own, monkeypatch, package, tmp_path / "work", inputs)
+    assert done.code == 0, done.err
+    assert "2 of 2 members" in done.out
+
+
+def test_half_precision_says_how_far_predictions_move(own):
+    whole = packaged(own, "source=one")
+    sizes = [path.stat().st_size for path in sorted(whole.rglob("*.safetensors"))]
+    made = own.run("stage=package", "source=one", "package.half=true", "overwrite=true")
+    assert "test rows move by" in made.out
+    facts = json.loads((whole / "manifest.json").read_text())["members"]
+    assert all(0 < member["moved"]["most"] < 0.01 for member in facts)
+    assert all(new < old for new, old in zip((member["bytes"] for member in facts), sizes, strict=True))
+
+
+# --- wheels -------------------------------------------------------------------------------------------------------
+
+
+def test_wheels_are_what_the_image_lacks_and_what_that_needs():
+    lacking = {line.partition("==")[0].lower().replace("_", "-") for line in wheels.lacking([])}
+    assert {"omegaconf", "lightning-fabric", "lightning-utilities", "iterative-stratification"} <= lacking
+    assert not lacking & {"torch", "timm", "numpy", "pandas"}
+    fewer = wheels.lacking([*wheels.KAGGLE, "omegaconf"])
+    assert not any(line.startswith("omegaconf") for line in fewer)
+
+
+def test_wheels_that_cannot_be_fetched_are_told(tmp_path):
+    from pipeline.errors import UserError
+
+    with pytest.raises(UserError, match="pip download failed"):
+        wheels.fetch(["--no-index", "no-such-package-of-anyone==1.0"], tmp_path / "wheels")
