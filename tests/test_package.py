@@ -96,11 +96,11 @@ def expected(project: Project, monkeypatch: pytest.MonkeyPatch, root: Path, inpu
 
 def test_a_package_holds_what_answers_and_answers_like_predict(own, tmp_path, monkeypatch):
     project = own
-    made = project.run("stage=package", "package.name=noise-best", "package.slug=noise-2026")
+    made = project.run("stage=package", "package.name=noise-best", "kaggle.slug=noise-2026")
     assert made.code == 0, made.err
     package = project.root / "packages/noise/noise-best"
     check_contents(package, made.out)
-    again = project.run("stage=package", "package.name=noise-best", "package.slug=noise-2026")
+    again = project.run("stage=package", "package.name=noise-best", "kaggle.slug=noise-2026")
     assert "unchanged" in again.out
     check_same_bytes(project, package)
     check_replacing(project, package)
@@ -132,7 +132,7 @@ def check_contents(package: Path, said: str) -> None:
 
 def check_same_bytes(project: Project, package: Path) -> None:
     kept = package.rename(package.with_name("kept"))
-    assert project.run("stage=package", "package.name=noise-best", "package.slug=noise-2026").code == 0
+    assert project.run("stage=package", "package.name=noise-best", "kaggle.slug=noise-2026").code == 0
     files = sorted(path.relative_to(package) for path in package.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(kept) for path in kept.rglob("*") if path.is_file())
     assert [name for name in files if (package / name).read_bytes() != (kept / name).read_bytes()] == []
@@ -141,9 +141,9 @@ def check_same_bytes(project: Project, package: Path) -> None:
 
 def check_replacing(project: Project, package: Path) -> None:
     before = (package / "manifest.json").read_bytes()
-    refused = project.run("stage=package", "package.name=noise-best", "package.slug=noise-2026", "views=identity,hflip")
+    refused = project.run("stage=package", "package.name=noise-best", "kaggle.slug=noise-2026", "views=identity,hflip")
     assert refused.code == 2  # not for this competition
-    refused = project.run("stage=package", "package.name=noise-best", "package.slug=another")
+    refused = project.run("stage=package", "package.name=noise-best", "kaggle.slug=another")
     assert refused.code == 2
     assert "notebook.ipynb" in refused.err
     assert "overwrite=true" in refused.err
