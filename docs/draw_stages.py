@@ -163,8 +163,8 @@ def level_two(p: Picture) -> None:
     left, middle = 9.86, 10.855
     p.path((9.6, 5.11), (left - 0.02, 5.11))
     p.path((10.68, 5.39), (10.68, 5.75))
-    p.stage(10.2, 5.77, 0.96, 0.4, "package")
-    p.stage(11.2, 5.77, 0.76, 0.4, "answer")
+    p.stage(10.2, 5.77, 0.98, 0.4, "package")
+    p.stage(11.22, 5.77, 0.78, 0.4, "answer")
     p.file(left, 4.83, 1.99, 0.56, "level2/stack/", "nested.npz test.npz")
     p.path((middle, 4.83), (middle, 4.47))
     p.stage(middle - 0.58, 4.03, 1.16, 0.42, "submit")
