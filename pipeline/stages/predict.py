@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import artefacts, evaluate, launch, limited
+from pipeline import artefacts, evaluate, gains, launch, limited
 from pipeline.artefacts import Predictions, shown
 from pipeline.config import Config, check_levels, replace, scoped
 from pipeline.console import Outcome, say, warn
@@ -130,28 +130,15 @@ def report(run: Run, task: Task, seconds: float, reused: bool) -> Outcome:
 
 def _say_gains(run: Run, task: Task, metric: evaluate.Metric, truth: np.ndarray, oof: Predictions) -> None:
     """The OOF gain of every view and scale, each joined to the plain one, and of all together."""
-    files = [run.member((fold,)) / "oof_views.npz" for fold in range(run.count)]
-    if len(run.config.views) * len(run.config.scales) < 2 and not all(f.exists() for f in files):
+    found = gains.of_views(run, task, metric, truth, oof)
+    if found is None:
         return
-    if task.form.spatial or not all(file.exists() for file in files):
-        return
-    from pipeline import registry
-
-    parts = [np.load(file) for file in files]
-    labels = parts[0]["labels"].tolist()
-    ids = np.concatenate([part["ids"] for part in parts])
-    order = {name: row for row, name in enumerate(ids.tolist())}
-    rows = [order[name] for name in oof.ids.tolist()]
-    values = np.concatenate([part["values"] for part in parts], axis=1)[:, rows]
-    merge = registry.build("merges", run.config.merge)
-    plain = values[0]
-    say(f"  gain in OOF {run.config.metric} over {labels[0]} alone (paired, ± 1 se):")
-    for label, own in zip(labels[1:], values[1:], strict=True):
-        gain, error = evaluate.paired_gain(metric, truth, plain, merge(np.stack([plain, own]), task.form))
+    say(f"  gain in OOF {run.config.metric} over {found.plain} alone (paired, ± 1 se):")
+    for label, gain, error in found.each:
         say(f"    + {label:<24} {gain:+.4f} ± {error:.4f}")
-    gain, error = evaluate.paired_gain(metric, truth, plain, oof.values)
-    verdict = "keep them" if gain > error else "no gain beyond noise: views=identity scales=1 is as good and faster"
-    say(f"    all {len(labels)} together{'':<15} {gain:+.4f} ± {error:.4f}  {verdict}")
+    gain, error = found.together
+    verdict = "keep them" if found.helps else "no gain beyond noise: views=identity scales=1 is as good and faster"
+    say(f"    all {len(found.each) + 1} together{'':<15} {gain:+.4f} ± {error:.4f}  {verdict}")
 
 
 def _say_preprocessing(run: Run, metric: evaluate.Metric, truth: np.ndarray, oof: Predictions) -> None:
