@@ -171,7 +171,9 @@ def level_two(p: Picture) -> None:
     p.path((middle, 4.03), (middle, 3.67))
     p.file(left, 3.09, 1.99, 0.56, "submissions/NAME/", "stack.csv .json")
     p.path((middle, 3.09), (middle, 2.73))
-    p.stage(middle - 0.58, 2.29, 1.16, 0.42, "score")
+    p.stage(middle - 0.42, 2.29, 0.84, 0.42, "score")
+    p.path((9.06, LOW), (8.96, 2.48))
+    p.stage(8.56, 2.06, 0.82, 0.4, "report")
 
 
 def returning(p: Picture) -> None:

@@ -325,6 +325,13 @@ class Mine:
 
 
 @dataclass
+class Report:
+    """What report.html shows."""
+
+    pictures: int = option(24, "worst mistakes that report.html draws", low=0, high=500)
+
+
+@dataclass
 class Tune:
     """The search for settings."""
 
@@ -492,6 +499,7 @@ class Config:
     stack: Stack = field(default_factory=Stack)
     knn: Knn = field(default_factory=Knn)
     mine: Mine = field(default_factory=Mine)
+    report: Report = field(default_factory=Report)
     tune: Tune = field(default_factory=Tune)
     features: Features = field(default_factory=Features)
     kaggle: Kaggle = field(default_factory=Kaggle)

@@ -36,19 +36,19 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["extra"],
     ["encoders", "ranks"],
     ["runs", "stores", "data", "network", "journal"],
-    ["members", "launch"],
+    ["members", "launch", "gains"],
     ["learner", "infer", "limited", "masked", "resident", "tuned", "blended", "fused"],
     ["checkpoint", "embed", "objective"],
     ["engine", "prediction"],
     ["processes"],
     ["training", "levels"],
-    ["checks", "description", "tuning"],
+    ["checks", "description", "tuning", "report", "report.*"],
     ["ranges"],
     ["pace", "packing"],
     ["stages", "stages.*"],
     ["__main__", "member", "api"],
 ]
-SIDEWAYS = ("stages", "parts", "tasks", "doctor", "discover")  # within these, one module may use another
+SIDEWAYS = ("stages", "parts", "tasks", "doctor", "discover", "report")  # within these, one module may use another
 HEAVY = (
     "batched",
     "surgery",
@@ -179,10 +179,10 @@ def test_light_stages_load_no_torch(project):
     lines = [
         "help", "help stages", "help parts", "help focal", "stage=split", "stage=split folds.count=3 overwrite=true",
         "stage=split folds.count=2 overwrite=true", "stage=submit source=mate", "stage=score", "stage=features",
-        "stage=trian",
+        "stage=report", "stage=trian",
         "stage=train backbone=resnet81", "stage=train loss=focl", "stage=predict views=hflip run=mate",
     ]  # fmt: skip
-    codes = [0] * 10 + [2] * 4
+    codes = [0] * 11 + [2] * 4
     assert loaded_after(RUN.format(lines, codes), project.root) == "[]"
 
 
