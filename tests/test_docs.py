@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -54,8 +55,8 @@ def own_part() -> str:
 
 @pytest.fixture
 def documented(project):
-    """A project that also holds the YAML files which the README writes out."""
-    for body in blocks(README, "yaml"):
+    """A project that also holds the YAML files which the pages write out."""
+    for body in (body for page in PAGES for body in blocks(page.read_text(encoding="utf-8"), "yaml")):
         path = project.root / body.splitlines()[0].removeprefix("# ")
         assert path.suffix == ".yaml", f"say in the first line which file this is, not {body.splitlines()[0]!r}"
         path.write_text(body, encoding="utf-8")
@@ -91,6 +92,13 @@ def check_tool(words: list[str]) -> None:
 def test_help_topic_exists(topic, capsys):
     helper.show(topic.removeprefix("help").strip())
     assert capsys.readouterr().out.strip()
+
+
+def test_page_of_messages_is_what_the_sources_raise():
+    spec = importlib.util.spec_from_file_location("list_messages", SOURCE / "docs/list_messages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.page() == module.PAGE.read_text(encoding="utf-8"), "run .venv/bin/python docs/list_messages.py"
 
 
 def test_python_blocks_are_python():

@@ -57,8 +57,8 @@ def shorten(project: Project) -> None:
 
 
 def yaml_files(project: Project) -> None:
-    """The files that the README writes out."""
-    for body in blocks(PAGES[0].read_text(encoding="utf-8"), "yaml"):
+    """The files that the pages write out."""
+    for body in (body for page in PAGES for body in blocks(page.read_text(encoding="utf-8"), "yaml")):
         (project.root / body.splitlines()[0].removeprefix("# ")).write_text(body, encoding="utf-8")
 
 
