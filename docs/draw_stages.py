@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 FOLDER = Path(__file__).resolve().parent
-WIDTH, BOTTOM, TOP = 12.0, 0.3, 6.3  # inches
+WIDTH, BOTTOM, TOP = 12.0, 0.3, 6.85  # inches
 FOLDS = 5
 LANE_TOP, LANE = 5.15, 0.56  # the middle of fold 0's lane, and the distance to the next
 LOW = LANE_TOP - (FOLDS - 1) * LANE - 0.24  # lower edge of the tall stages
@@ -113,6 +113,8 @@ def competition(p: Picture) -> None:
     for left, name in ((0.15, "new"), (1.35, "check")):
         p.path((left + 0.5, 5.6), (left + 0.5, 5.75))
         p.stage(left, 5.77, 1.0, 0.4, name)
+    p.stage(0.7, 6.35, 1.1, 0.4, "download")
+    p.path((1.25, 6.35), (1.25, 5.62))
     p.path((1.25, 4.4), (1.25, 4.22))
     p.stage(0.7, 3.78, 1.1, 0.42, "split")
     p.path((1.25, 3.78), (1.25, 3.38))
@@ -174,6 +176,7 @@ def level_two(p: Picture) -> None:
     p.stage(middle - 0.42, 2.29, 0.84, 0.42, "score")
     p.path((9.06, LOW), (8.96, 2.48))
     p.stage(8.56, 2.06, 0.82, 0.4, "report")
+    p.stage(middle - 0.75, 1.85, 1.5, 0.34, "leaderboard")
 
 
 def returning(p: Picture) -> None:

@@ -101,14 +101,15 @@ def _opened(path: str, size: int, time: int) -> Archive:
         )
     for entry in entries:
         name = entry.filename.replace("\\", "/").removeprefix("./")
-        if not entry.is_dir() and _stays(name):
+        if not entry.is_dir() and stays(name):
             archive.members[name] = Member(
                 entry.header_offset, entry.compress_size, entry.file_size, entry.compress_type, entry.CRC
             )
     return archive
 
 
-def _stays(name: str) -> bool:
+def stays(name: str) -> bool:
+    """Whether a member's name lies below the folder that it is unpacked into."""
     return bool(name) and name[0] != "/" and ":" not in name[:3] and not {"..", "", "."} & set(name.split("/"))
 
 

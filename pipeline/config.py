@@ -614,10 +614,15 @@ def _read_layers(typed: dict[str, Any], step: dict[str, Any]) -> list[dict[str, 
     def name(key: str, *more: dict[str, Any]) -> Any:
         return next((layer[key] for layer in (typed, step, *more, base) if key in layer), keys()[key].default)
 
-    # stage=new writes a competition, and must not depend on the one before
-    competition = {} if typed.get("stage") == "new" else read_named("competition", name("competition"))
+    # stage=new writes a competition, and must not depend on the one before; stage=download comes before that
+    none = typed.get("stage") == "new" or (typed.get("stage") == "download" and not _has_yaml(name("competition")))
+    competition = {} if none else read_named("competition", name("competition"))
     model = name("model", competition) or name("models", competition)[0]
     return [base, competition, read_named("model", model), step, _literal({**typed, "model": model})]
+
+
+def _has_yaml(competition: str) -> bool:
+    return (root() / "configs/competition" / f"{competition}.yaml").is_file()
 
 
 def _literal(layer: dict[str, Any]) -> dict[str, Any]:
@@ -795,7 +800,7 @@ def check(config: Config) -> None:
     _check_budget(config)
     _check_upload(config)
     backbone_names.check(config.backbone)
-    if config.stage != "new":  # what it writes is checked when it is whole
+    if config.stage not in ("new", "download"):  # what is written then is checked when it is whole
         tasks.check(config)
     check_symmetry(config.views, config.symmetry, "views", config.competition)
     check_symmetry([config.augment], config.symmetry, "augments", config.competition)

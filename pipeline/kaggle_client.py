@@ -335,8 +335,8 @@ def _next_move(status: int, remark: str, slug: str) -> str:
     page, again = f"{SITE}/competitions/{slug}" if slug else SITE, "then run the same command again"
     if re.search(r"(?i)notebook|kernel|code competition", remark):
         return (
-            "this competition takes notebooks, not files: attach the models to a notebook that predicts there, and "
-            f"submit it at {page}/code"
+            "this competition takes notebooks, not files: ./run.sh stage=package makes one, with what it needs beside "
+            f"it; submit it at {page}/code"
         )
     if status == 401:
         return f"the credentials are not valid (any more): make a new token at {SITE}/settings/api, {again}"

@@ -3,11 +3,12 @@
 Each is a record: ``csv``, the digest of the file that was sent; ``slug``, ``message``, ``cv``; ``after``, the newest
 submission before it; ``status``: sending, then pending, complete or error; ``ref``, ``date`` (Kaggle's, UTC),
 ``public``, ``private``, ``error``. A record stands before the file is sent, so that a try that was killed is found
-again, not spent twice.
+again, not spent twice. The scores of the rows that stand there now are told beside ``uploads``, too.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from pathlib import Path
@@ -44,11 +45,16 @@ def records(path: Path) -> list[Record]:
 
 
 def cv_of(facts: dict[str, Any]) -> Record | None:
-    """What a submission's facts say of its CV: value, se, kind; None where it has none."""
+    """What a submission's facts say of its CV: value, se (None of one fold), kind, metric; None where it has none."""
     nested, own = facts.get("nested"), facts.get("cv")
     if isinstance(nested, dict):
-        return {"value": nested["score"], "se": nested["se"], "kind": "nested"}
-    return {key: own[key] for key in ("value", "se", "kind")} if isinstance(own, dict) else None
+        value, se, kind = nested["score"], nested["se"], "nested"
+    elif isinstance(own, dict):
+        value, se, kind = own["value"], own["se"], own["kind"]
+    else:
+        return None
+    se = None if se is None or math.isnan(se) else se
+    return {"value": value, "se": se, "kind": kind, "metric": facts.get("metric", "")}
 
 
 def refresh(config: Config, client: Client) -> list[Submitted]:
@@ -193,5 +199,7 @@ def _store(path: Path, old: Record, new: Record) -> Record:
     if old != new:
         facts = artefacts.read_json(place)
         facts["uploads"] = [new if one == old else one for one in facts["uploads"]]
+        if new["csv"] == facts.get("csv"):  # where whoever reads the json alone looks for them
+            facts |= {part: new.get(part) for part in ("public", "private")}
         artefacts.write_json(place, facts)
     return new

@@ -119,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
         kaggle, begin = self.server.kaggle, 0
         if span := self.headers.get("Range"):
             begin = int(span.removeprefix("bytes=").partition("-")[0])
-        kaggle.asked.append(f"GET {begin}")
+        kaggle.asked.append(f"GET {self.path.partition('?')[0]} {begin}")
         body = kaggle.archive[begin:]
         self.send_response(206 if span else 200)
         for name, value in (

@@ -18,6 +18,8 @@ from test_docs import PAGES, SHOWN_AS_WRONG, TOOLS, blocks, commands, own_part
 
 ELSEWHERE = {  # needs what a test has not; where it is run instead
     "upload=true": "tests/test_kaggle.py",
+    "stage=leaderboard": "tests/test_kaggle.py",
+    "stage=download": "tests/test_kaggle.py",
     "launcher=ray": "tests/test_launch.py",
     "launcher=slurm": "tests/test_launch.py",
 }

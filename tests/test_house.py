@@ -33,7 +33,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["mask_truth", "queries"],
     ["competition", "submission"],
     ["folds", "blending", "fusing", "features", "uploads", "doctor", "doctor.*", "discover", "discover.*"],
-    ["extra"],
+    ["extra", "leaderboard"],
     ["encoders", "ranks"],
     ["runs", "stores", "data", "network", "journal"],
     ["members", "launch", "gains"],

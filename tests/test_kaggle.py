@@ -5,18 +5,21 @@ from __future__ import annotations
 import base64
 import importlib
 import importlib.util
+import io
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import kaggle_stub
 import numpy as np
+import pandas as pd
 import pytest
 import small_competition
 from conftest import Project, Result
 from kaggle_stub import Kaggle
 
-from pipeline import kaggle_client, uploads
+from pipeline import artefacts, kaggle_client, leaderboard, uploads
 from pipeline.competition import load
 from pipeline.folds import ensure_folds
 
@@ -80,7 +83,8 @@ def test_a_submission_is_uploaded_and_its_score_recorded(whales: Project, kaggle
     assert record["date"] == "2026-03-05T12:00:00Z"
     assert record["message"].startswith("tiny: 0.5000 ± 0.0000 OOF; tiny; ")
     assert kaggle.submissions[0]["description"] == record["message"]
-    assert record["cv"] == {"value": 0.5, "se": 0.0, "kind": "OOF"}
+    assert json.loads(csv.with_suffix(".json").read_text())["public"] == 0.875
+    assert record["cv"] == {"value": 0.5, "se": 0.0, "kind": "OOF", "metric": "accuracy()"}
     assert "Kaggle scores submissions/whales/tiny.csv: public 0.875" in result.out
 
 
@@ -221,7 +225,11 @@ def test_missing_credentials_are_told_with_the_way_to_get_them(whales: Project, 
         ("ListSubmissions", (404, "gone"), ["set kaggle.slug"]),
         ("CreateSubmission", (429, {}), ["wait"]),
         ("CreateSubmission", (500, "<html>"), ["answers 500", "run the same command again later"]),
-        ("CreateSubmission", (400, {"code": 400, "message": "Submit a Notebook"}), ["takes notebooks", "whales/code"]),
+        (
+            "CreateSubmission",
+            (400, {"code": 400, "message": "Submit a Notebook"}),
+            ["takes notebooks", "stage=package", "whales/code"],
+        ),
         ("ListSubmissions", (200, "no json"), ["cannot be understood"]),
         ("PUT", (400, ""), ["store did not take the file"]),
     ],
@@ -235,15 +243,203 @@ def test_refusals_tell_the_next_move(whales: Project, kaggle: Kaggle, question, 
     assert len(kaggle.submissions) == len(records(whales)) == 1
 
 
+# --- side by side -------------------------------------------------------------------------------------------------
+
+
+def submission(project: Project, name: str, labels: str, value: float, se: float | None = 0.01, **more: object) -> None:
+    """A submission on disk, as stage=submit leaves it; public: of an upload of it."""
+    path = project.root / f"submissions/whales/{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small_competition.table(path, "id,label", zip(small_competition.TEST_IDS, labels.split(), strict=True))
+    cv = {"value": value, "se": se, "kind": "OOF", "metric": "accuracy()"}
+    facts = {"metric": "accuracy()", "source": name, "cv": cv, "members": [f"{name}/fold0"]}
+    upload = {"csv": artefacts.file_digest(path), "slug": "whales", "message": name, "cv": cv, "status": "complete"}
+    uploaded = {"uploads": [{**upload, "date": "2026-03-01T00:00:00Z", "private": None, **more}]} if more else {}
+    path.with_suffix(".json").write_text(json.dumps({**facts, **uploaded}))
+
+
+def test_submissions_are_listed_and_two_proposed_without_a_network(whales: Project, monkeypatch) -> None:
+    monkeypatch.setattr(kaggle_client, "connect", lambda: pytest.fail("asked"))
+    submission(whales, "best", "cat dog owl cat", 0.90, 0.02, ref=1, public=0.85)
+    submission(whales, "near", "cat dog owl dog", 0.89, ref=2, public=0.84)
+    submission(whales, "unlike", "cat cat cat cat", 0.885)
+    submission(whales, "bad", "owl owl owl owl", 0.5, ref=3, public=0.6, private=0.55)
+    submission(whales, "part", "dog cat dog owl", 0.95)
+    part = whales.root / "submissions/whales/part.json"
+    part.write_text(part.read_text().replace('"OOF"', '"OOF, partial: fold 0"'))
+    result = whales.run("stage=leaderboard", "kaggle.refresh=never")
+    assert result.code == 0, result.err
+    rows = [line.split("  ")[0] for line in result.out.splitlines()[2:7]]
+    assert rows == ["best", "near", "unlike", "bad", "part"], "the best CV first, what is not comparable last"
+    assert "0.9000 ± 0.0200 OOF" in result.out
+    assert "-0.0500" in result.out, "public − CV"
+    assert "correlation of CV and public score: 1.00 (of ranks 1.00) over 3 submissions" in result.out
+    assert "1. best: the best CV" in result.out
+    assert "2. unlike (not uploaded yet: ./run.sh stage=submit source=unlike upload=true" in result.out
+    assert "of 2 within one standard error (0.0200) of it the one that differs most" in result.out
+    assert "difference 0.5000" in result.out
+
+
+def test_a_lone_good_submission_has_the_next_beside_it_with_a_warning(whales: Project) -> None:
+    submission(whales, "best", "cat dog owl cat", 0.9, None)
+    result = whales.run("stage=leaderboard", "kaggle.refresh=never")
+    assert "2. there is no other submission" in result.out
+    submission(whales, "same", "cat dog owl cat", 0.9)
+    assert "2. there is no other submission" in whales.run("stage=leaderboard", "kaggle.refresh=never").out, "same rows"
+    submission(whales, "next", "cat dog owl dog", 0.8)
+    result = whales.run("stage=leaderboard", "kaggle.refresh=never")
+    assert "2. next (not uploaded" in result.out
+    assert "none is within one standard error (0.0000)" in result.out
+    assert "none of 0 submissions with both (it takes 3)" in result.out
+
+
+def test_less_is_better_where_the_metric_says_so(whales: Project) -> None:
+    for name, value in (("high", 0.9), ("low", 0.1)):
+        submission(whales, name, "cat dog owl cat" if name == "low" else "cat dog owl dog", value)
+        path = whales.root / f"submissions/whales/{name}.json"
+        path.write_text(path.read_text().replace("accuracy()", "log_loss()"))
+    result = whales.run("stage=leaderboard", "kaggle.refresh=never", "metric=log_loss()")
+    assert "1. low" in result.out
+    assert "no submission has a CV of this metric" in whales.run("stage=leaderboard", "kaggle.refresh=never").out
+
+
+def test_nothing_to_list_is_told(whales: Project) -> None:
+    refused(whales.run("stage=leaderboard", "kaggle.refresh=never"), "holds no submission", "stage=submit")
+
+
+def test_unlike_submissions() -> None:
+    ids = {"id": ["1", "2", "3", "4"]}
+    falling, rising = ["0.1", "0.2", "0.3", "0.5"], ["0.5", "0.3", "0.2", "0.1"]
+
+    def unlike(one: dict, other: dict) -> float:
+        return leaderboard.difference(pd.DataFrame(ids | one), pd.DataFrame(ids | other))
+
+    assert unlike({"a": falling}, {"a": falling}) == pytest.approx(0)
+    assert unlike({"a": falling}, {"a": rising}) == pytest.approx(1 - np.corrcoef([1, 2, 3, 5], [5, 3, 2, 1])[0, 1])
+    assert unlike({"a": list("1234")}, {"a": list("1235")}) == 0.25, "whole numbers are names"
+    assert unlike({"a": ["x y"] * 4}, {"a": ["x y", "y x"] * 2}) == 0.5
+    assert unlike({"a": ["0.5"] * 4}, {"a": falling}) == 1
+    objects = [pd.DataFrame({"id": names, "rle": ["1 2"] * len(names)}) for names in (["1", "1", "2"], ["1", "2"])]
+    assert leaderboard.difference(*objects) == 0.5, "an image with another number of objects"
+
+
+@needs_client
+def test_the_leaderboard_asks_for_scores_that_were_pending(whales: Project, kaggle: Kaggle) -> None:
+    kaggle.pending = 1
+    whales.run(*SUBMIT, "kaggle.wait=0")
+    kaggle.scores = {"publicScore": "0.75", "privateScore": "0.25"}
+    kaggle.add("by hand", status="COMPLETE", publicScore="0.5")
+    assert "no score yet" in whales.run("stage=leaderboard", "kaggle.refresh=never").out
+    result = whales.run("stage=leaderboard")
+    assert result.code == 0, result.err
+    assert (records(whales)[0]["public"], records(whales)[0]["private"]) == (0.75, 0.25)
+    assert "tiny.csv (made elsewhere)" in result.out
+    kaggle.fails["*"] = (500, "")
+    result = whales.run("stage=leaderboard")
+    assert result.code == 0, "it works from what is recorded"
+    assert "Kaggle is not asked, and scores are those recorded before: Kaggle answers 500" in result.out
+    refused(whales.run("stage=leaderboard", "kaggle.refresh=always"), "Kaggle answers 500")
+
+
+# --- data ---------------------------------------------------------------------------------------------------------
+
+
+def zipped(files: dict[str, bytes], link: str = "") -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as content:
+        for name, body in files.items():
+            content.writestr(name, body)
+        if link:
+            entry = zipfile.ZipInfo(link)
+            entry.external_attr = 0o120777 << 16
+            content.writestr(entry, "/etc/passwd")
+    return packed.getvalue()
+
+
+DOWNLOAD = ("stage=download", "competition=humpbacks")
+FILES = {"train.csv": b"id,label\n", "train_images/a.png": b"\x89PNG" * 9000, "empty.txt": b""}
+
+
+@needs_client
+def test_a_competition_is_downloaded_whole_once(whales: Project, kaggle: Kaggle) -> None:
+    kaggle.archive = zipped(FILES)
+    result = whales.run(*DOWNLOAD)
+    assert result.code == 0, result.err
+    folder = whales.root / "data/humpbacks"
+    assert {name: (folder / name).read_bytes() for name in FILES} == FILES
+    assert "next: ./run.sh stage=new name=humpbacks data=data/humpbacks" in result.out
+    assert "GET /store/humpbacks.zip 0" in kaggle.asked
+    left = {path.name for path in (whales.root / "data").iterdir()} - {"whales", "humpbacks"}
+    assert left == {".humpbacks.download.json", ".humpbacks.step.lock"}
+    count = len(kaggle.asked)
+    assert "unpacked before" in whales.run(*DOWNLOAD).out
+    assert len(kaggle.asked) == count
+    refused(whales.run(*DOWNLOAD, "kaggle.slug=other"), "holds humpbacks, not other")
+    kaggle.archive = zipped({"new.csv": b""})
+    assert whales.run(*DOWNLOAD, "overwrite=true").code == 0
+    assert [path.name for path in folder.iterdir()] == ["new.csv"]
+
+
+@needs_client
+def test_a_download_that_was_cut_short_goes_on(whales: Project, kaggle: Kaggle, monkeypatch) -> None:
+    body = bytes(range(256)) * 12_000
+    kaggle.archive, kaggle.cut = zipped({"big.bin": body}), 2_500_000
+
+    def die(*_: object) -> None:  # the client would go on by itself after a pause
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(uploads.time, "sleep", die)
+        assert whales.run(*DOWNLOAD).code == 130
+    assert not (whales.root / "data/humpbacks").exists()
+    assert whales.run(*DOWNLOAD).code == 0
+    begun = int(kaggle.asked[-1].removeprefix("GET /store/humpbacks.zip "))
+    assert 1_000_000 < begun <= 2_500_000, "only what was missing"
+    assert (whales.root / "data/humpbacks/big.bin").read_bytes() == body
+
+
+@needs_client
+@pytest.mark.parametrize(
+    ("archive", "words"),
+    [
+        (zipped({"../../configs/x.yaml": b"", "a": b""}), ["lead out of their folder: ../../configs/x.yaml"]),
+        (zipped({"/tmp/x": b""}), ["/tmp/x"]),
+        (zipped({"a": b""}, link="passwd"), ["passwd", "nothing was unpacked"]),
+        (zipped(FILES)[:-30], ["no whole zip", "was deleted"]),
+        (zipped(FILES).replace(b"id,label\n", b"id,babel\n"), ["no whole zip", "Bad CRC"]),
+    ],
+)
+def test_an_archive_that_is_not_right_writes_nothing(whales: Project, kaggle: Kaggle, archive, words) -> None:
+    kaggle.archive = archive
+    before = {path for path in whales.root.rglob("*") if ".humpbacks" not in str(path)}
+    refused(whales.run(*DOWNLOAD), *words)
+    after = {path for path in whales.root.rglob("*") if ".humpbacks" not in str(path) and "runs" not in path.parts}
+    assert after <= before
+    kaggle.archive = zipped(FILES)
+    assert "no whole zip" not in words or whales.run(*DOWNLOAD).code == 0, "it was deleted, and is fetched anew"
+
+
+@needs_client
+def test_rules_that_were_not_accepted_have_an_address(whales: Project, kaggle: Kaggle) -> None:
+    kaggle.fails["DownloadDataFiles"] = (403, {"code": 403, "message": "You must accept this competition's rules"})
+    refused(whales.run(*DOWNLOAD), "https://www.kaggle.com/competitions/humpbacks/rules", "must accept")
+
+
+def test_a_download_is_asked_for_by_name_and_replaces_nothing_of_yours(whales: Project) -> None:
+    refused(whales.run("stage=download"), "needs the competition")
+    refused(whales.run("stage=download", "competition=../x"), "competition='../x'")
+    refused(whales.run("stage=download", "competition=whales"), "stage=download did not make it")
+    refused(whales.run("stage=download", "competition=whales", "overwrite=true"), "move it away")
+
+
 # --- secrets ------------------------------------------------------------------------------------------------------
 
 REPEATS = (403, lambda headers: {"code": 403, "message": f"who is {headers['Authorization']}? {KEY}"})
 FAILURES = {
     "none": {}, "401": {"*": (401, {"code": 401, "message": KEY})}, "403": {"*": REPEATS}, "429": {"*": (429, KEY)},
-    "500": {"*": (500, f"<html>{KEY}")}, "no JSON": {"*": (200, f"{{{KEY}")}, "nonsense": {"*": (200, [KEY])},
-    "store": {"PUT": (400, KEY)},
+    "500": {"*": (500, f"<html>{KEY}")}, "no JSON": {"*": (200, f"{{{KEY}")}, "store": {"PUT": (400, KEY)},
 }  # fmt: skip
-STAGES = [SUBMIT]
+STAGES = [SUBMIT, ("stage=leaderboard", "kaggle.refresh=always"), ("stage=download", "competition=humpbacks")]
 
 
 def give(project: Project, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
@@ -274,7 +470,7 @@ def holding(root: Path) -> list[Path]:
 def test_no_secret_comes_into_a_message_a_traceback_or_a_file(whales, kaggle, monkeypatch, caplog, where) -> None:
     give(whales, monkeypatch, where)
     monkeypatch.setenv("VERBOSE", "1")
-    told = ""
+    told, kaggle.archive = "", zipped({"train.csv": b"id"})
     for fails in FAILURES.values():
         kaggle.fails = dict(fails)
         for words in STAGES:
@@ -294,6 +490,7 @@ def test_no_secret_is_told_where_nobody_answers(whales: Project, kaggle: Kaggle,
     environment = importlib.import_module("kagglesdk.kaggle_env")
     nowhere = {**environment._env_to_endpoint, environment.KaggleEnv.TEST: "http://localhost:9"}
     monkeypatch.setattr(environment, "_env_to_endpoint", nowhere)
+    assert whales.run("stage=submit", "source=tiny").code == 0
     for words in STAGES:
         result = whales.run(*words, "debug=true")
         refused(result, "Kaggle cannot be reached")
