@@ -174,9 +174,11 @@ def level_two(p: Picture) -> None:
     p.file(left, 3.09, 1.99, 0.56, "submissions/NAME/", "stack.csv .json")
     p.path((middle, 3.09), (middle, 2.73))
     p.stage(middle - 0.42, 2.29, 0.84, 0.42, "score")
-    p.path((9.06, LOW), (8.96, 2.48))
-    p.stage(8.56, 2.06, 0.82, 0.4, "report")
-    p.stage(middle - 0.75, 1.85, 1.5, 0.34, "leaderboard")
+    p.stage(10.42, 1.85, 1.46, 0.34, "leaderboard")
+    p.path((9.06, LOW), (8.9, 2.48))
+    p.stage(8.42, 2.06, 0.84, 0.4, "report")
+    p.path((9.3, LOW), (9.6, 2.48))
+    p.stage(9.32, 2.06, 1.02, 0.4, "compare")
 
 
 def returning(p: Picture) -> None:

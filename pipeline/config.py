@@ -325,6 +325,14 @@ class Mine:
 
 
 @dataclass
+class Compare:
+    """How two runs are compared."""
+
+    draws: int = option(10000, "exchanges of answers in the permutation test", low=200, high=1_000_000)
+    pictures: int = option(8, "rows on the sheet at most, of either side", low=1, high=100)
+
+
+@dataclass
 class Report:
     """What report.html shows."""
 
@@ -475,6 +483,7 @@ class Config:
     submission: str = option("", "path of a submission csv; empty: submissions/<competition>/<name>.csv")
     solution: str = option("", "path of a solution csv, for stage=score alone; empty: data.folder/solution.csv")
     source: str = option("", "what stage=submit turns into a csv: a run or a level-2 name; empty: the stack")
+    runs: list[str] = option([], "stage=compare: two runs or level-2 names; the second is judged against the first")
     blend: list[str] = option([], "submission csvs that stage=submit averages, marked not CV")
     upload: bool = option(False, "stage=submit: submit the checked csv to Kaggle too, and wait for its score")
     message: str = option("", "stage=submit upload=true: what Kaggle shows beside it; empty: its runs and CV")
@@ -500,6 +509,7 @@ class Config:
     knn: Knn = field(default_factory=Knn)
     mine: Mine = field(default_factory=Mine)
     report: Report = field(default_factory=Report)
+    compare: Compare = field(default_factory=Compare)
     tune: Tune = field(default_factory=Tune)
     features: Features = field(default_factory=Features)
     kaggle: Kaggle = field(default_factory=Kaggle)

@@ -36,7 +36,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["extra", "leaderboard"],
     ["encoders", "ranks"],
     ["runs", "stores", "data", "network", "journal"],
-    ["members", "launch", "gains"],
+    ["members", "launch", "gains", "contrast"],
     ["learner", "infer", "limited", "masked", "resident", "tuned", "blended", "fused"],
     ["checkpoint", "embed", "objective"],
     ["engine", "prediction"],

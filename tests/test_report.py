@@ -150,8 +150,11 @@ def test_an_axis_holds_its_values_at_round_numbers(values):
 
 def test_leaderboard_scores_are_found_in_their_places():
     assert scores_of({"public": 0.5, "private": "0.25"}) == {"public": 0.5, "private": 0.25}
-    assert scores_of({"leaderboard": {"public": 0.5, "private": None}})["public"] == 0.5
-    assert np.isnan(scores_of({"leaderboard": {"public": 0.5, "private": ""}})["private"])
+    uploads = [
+        {"csv": "a", "public": 0.3, "private": None}, {"csv": "b", "public": 0.9}, {"csv": "a", "public": None},
+    ]  # fmt: skip
+    assert scores_of({"csv": "a", "uploads": uploads})["public"] == 0.3, "the last that was scored, of the same csv"
+    assert np.isnan(scores_of({"csv": "a", "uploads": uploads})["private"])
     assert np.isnan(scores_of({})["public"])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -305,15 +305,17 @@ def log(folder: Path) -> dict[str, np.ndarray]:
 
 
 def scores_of(facts: dict[str, Any]) -> dict[str, float]:
-    """Public and private scores that a leaderboard gave a submission, NaN where none is known."""
-    told = facts.get("leaderboard") if isinstance(facts.get("leaderboard"), dict) else facts
-    return {part: _number(told, (part, f"{part}_score", f"{part}Score")) for part in ("public", "private")}
+    """Public and private scores that a leaderboard gave a submission, NaN where none is known.
+
+    They stand in the last upload of the same csv that was scored, or where somebody wrote them by hand, at the top.
+    """
+    uploads = [one for one in facts.get("uploads", []) if one.get("csv") == facts.get("csv")]
+    told = next((one for one in reversed(uploads) if one.get("public") is not None), facts)
+    return {part: _number(told.get(part)) for part in ("public", "private")}
 
 
-def _number(told: Any, names: Sequence[str]) -> float:
-    for name in names:
-        try:
-            return float(told[name])
-        except (KeyError, TypeError, ValueError):
-            continue
-    return math.nan
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

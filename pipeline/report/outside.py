@@ -34,8 +34,8 @@ def scores(facts: Facts) -> Section | None:
              if np.isfinite(found[:, [0, place]]).all(axis=1).sum() >= FEW]  # fmt: skip
     scored = int(np.isfinite(found[:, 1:]).any(axis=1).sum())
     few = note(
-        f"{scored} of {len(rows)} submissions have a leaderboard score here; the picture needs {FEW}. A score stands "
-        "in the submission's .json, under public and private."
+        f"{scored} of {len(rows)} submissions have a leaderboard score here; the picture needs {FEW}. Upload one "
+        "with stage=submit upload=true, or write public and private into its .json."
     )
     head = ["submission", "CV ± se", "made by", *PARTS, "members"]
     body = [tag("div", drawn, class_="grid") if drawn else few, table(head, rows)]
