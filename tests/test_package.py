@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -306,3 +311,102 @@ def test_wheels_that_cannot_be_fetched_are_told(tmp_path):
 
     with pytest.raises(UserError, match="pip download failed"):
         wheels.fetch(["--no-index", "no-such-package-of-anyone==1.0"], tmp_path / "wheels")
+
+
+# --- the notebook, offline ----------------------------------------------------------------------------------------
+
+DRIVER = """
+import re, socket, sys
+from pathlib import Path
+import nbformat
+from nbclient import NotebookClient
+from traitlets.config import Config
+
+package, competition, scratch = sys.argv[1:]
+try:
+    socket.create_connection(("192.0.2.1", 80), timeout=5)
+    sys.exit("there is a network")
+except OSError as fault:
+    assert fault.errno == 101, fault  # network is unreachable
+notebook = nbformat.read(Path(package) / "notebook.ipynb", 4)
+nbformat.validate(notebook)
+first = notebook.cells[1]
+for name, place in (("PACKAGE", package), ("COMPETITION", competition), ("SCRATCH", scratch)):
+    first.source, count = re.subn(rf'{name} = "[^"]*"', f'{name} = "{place}"', first.source)
+    assert count == 1
+NotebookClient(notebook, timeout=500, kernel_name="image", config=Config(KernelManager={"transport": "ipc"})).execute()
+print("".join(output.get("text", "") for cell in notebook.cells[1:] for output in cell.outputs))
+"""
+
+
+def site_packages() -> Path:
+    return Path(sysconfig.get_path("purelib"))
+
+
+def wheel(line: str, folder: Path) -> None:
+    """The wheel of an installed distribution, put together from its files."""
+    there = importlib.metadata.distribution(line.partition("==")[0])
+    kept = [str(f) for f in there.files or () if not str(f).startswith("..") and "__pycache__" not in str(f)]
+    kept = [name for name in kept if not name.endswith(("/INSTALLER", "/REQUESTED", "/RECORD", "/direct_url.json"))]
+    info = next(name.partition("/")[0] for name in kept if name.partition("/")[0].endswith(".dist-info"))
+    folder.mkdir(parents=True, exist_ok=True)
+    name = info.removesuffix(".dist-info")
+    with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w") as archive:
+        for file in kept:
+            archive.write(site_packages() / file, file)
+        archive.writestr(f"{info}/RECORD", "".join(f"{file},,\n" for file in [*kept, f"{info}/RECORD"]))
+
+
+def image(folder: Path, lacking: list[str]) -> Path:
+    """A new virtual environment that sees what is installed here, but for what Kaggle's image lacks; its Python."""
+    hidden_ = {"pip", "setuptools"}
+    for line in lacking:
+        files = importlib.metadata.distribution(line.partition("==")[0]).files or ()
+        hidden_ |= {str(file).partition("/")[0] for file in files}
+    (folder / "there").mkdir(parents=True)
+    for path in site_packages().iterdir():
+        if path.name not in hidden_ and path.suffix != ".pth":
+            (folder / "there" / path.name).symlink_to(path)
+    subprocess.run([sys.executable, "-m", "venv", folder / "env"], check=True)
+    (own,) = (folder / "env").glob("lib/python*/site-packages")
+    (own / "image.pth").write_text(f"{folder / 'there'}\n")
+    return folder / "env/bin/python"
+
+
+def is_alone() -> bool:
+    """Whether a command can be given no network."""
+    tool = shutil.which("unshare")
+    return tool is not None and subprocess.run([tool, "-n", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_alone(), reason="unshare -n needs rights that this machine does not give")
+def test_the_notebook_answers_like_predict_without_a_network(own, tmp_path, monkeypatch):
+    """In an environment that lacks what wheels.txt names, whose wheels are put together from what is installed here."""
+    monkeypatch.setattr(wheels, "fetch", lambda wanted, folder: [wheel(line, folder) for line in wanted])
+    package = packaged(own, "package.wheels=true", "package.budget=20m")
+    lacking = (package / "wheels.txt").read_text().split()
+    assert len(list((package / "wheels").iterdir())) == len(lacking) > 3
+    python = image(tmp_path / "image", lacking)
+    bare = subprocess.run([python, "-c", "import torch, pandas, omegaconf"], capture_output=True, text=True)
+    assert "No module named 'omegaconf'" in bare.stderr
+    kernel = tmp_path / "jupyter/kernels/image"
+    kernel.mkdir(parents=True)
+    argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "image", "language": "python"}))
+
+    inputs, place = hidden(tmp_path / "hidden"), tmp_path / "working"
+    place.mkdir()
+    driver = ["unshare", "-n", sys.executable, "-c", DRIVER, str(package), str(inputs), str(tmp_path / "work")]
+    variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    variables["JUPYTER_PATH"] = str(tmp_path / "jupyter")
+    before = {path: path.stat().st_mtime_ns for path in package.rglob("*")}
+    done = subprocess.run(driver, cwd=place, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "4 of 4 members" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in package.rglob("*")} == before, "it may be read-only"
+    rows = pd.read_csv(place / "submission.csv", dtype=str)
+    pd.testing.assert_frame_equal(rows, expected(own, monkeypatch, tmp_path / "usual", inputs))
+    ours = Predictions.load(tmp_path / "work/project/runs/noise/level2/stack/test.npz")
+    usual = Predictions.load(tmp_path / "usual/runs/noise/level2/stack/test.npz")
+    np.testing.assert_array_equal(ours.values, usual.values)
