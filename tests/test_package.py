@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import small_tasks
 import small_training as small
 from conftest import Project
 
@@ -82,21 +83,20 @@ def answered(project: Project, monkeypatch: pytest.MonkeyPatch, package: Path, r
     return done, pd.read_csv(path, dtype=str) if path.exists() else None
 
 
-def expected(project: Project, monkeypatch: pytest.MonkeyPatch, root: Path, inputs: Path, *source: str) -> pd.DataFrame:
+def expected(project: Project, monkeypatch: pytest.MonkeyPatch, root: Path, inputs: Path, *stack: str) -> pd.DataFrame:
     """The same images by predict, stack and submit, in a copy of the project where they are the test images."""
     shutil.copytree(project.root, root)
     folder = next((root / "data").iterdir())
     shutil.rmtree(folder / "test_images")
-    shutil.copytree(inputs, folder, dirs_exist_ok=True)
+    shutil.copytree(inputs, folder, dirs_exist_ok=True)  # its test images and sample alone
     for record in root.glob("runs/*/*/*/predict.json"):
         record.unlink()
     monkeypatch.setenv("PIPELINE_ROOT", str(root))
     for run in sorted(path.parent.name for path in root.glob("runs/*/*/config.yaml")):
         assert project.run("stage=predict", f"run={run}").code == 0
-    words = source or ("stage=stack", *STACK)
-    assert project.run(*words).code == 0
+    assert project.run(*(stack or ("stage=stack", *STACK))).code == 0
     monkeypatch.setenv("PIPELINE_ROOT", str(project.root))
-    return pd.read_csv(next((root / "submissions").glob("*/stack.csv" if not source else "*/one.csv")), dtype=str)
+    return pd.read_csv(next((root / "submissions").glob("*/stack.csv")), dtype=str)
 
 
 def test_a_package_holds_what_answers_and_answers_like_predict(own, tmp_path, monkeypatch):
@@ -311,6 +311,64 @@ def test_wheels_that_cannot_be_fetched_are_told(tmp_path):
 
     with pytest.raises(UserError, match="pip download failed"):
         wheels.fetch(["--no-index", "no-such-package-of-anyone==1.0"], tmp_path / "wheels")
+
+
+# --- every task ---------------------------------------------------------------------------------------------------
+
+TASKS = {
+    "binary": lambda root, **more: small_tasks.write(root, "binary()", **more),
+    "multilabel": lambda root, **more: small_tasks.write(root, "multilabel()", **more),
+    "ordinal": lambda root, **more: small_tasks.write(root, "ordinal()", **more),
+    "ordinal_regression": lambda root, **more: small_tasks.write(root, "ordinal_regression()", **more),
+    "regression": lambda root, **more: small_tasks.write(root, "regression(low=0)", **more),
+    "circular": lambda root, **more: small_tasks.write(root, "circular(period=24.0)", **more),
+    "masks": lambda root, **more: small_tasks.write_masks(root, "masks", **more),
+    "class_masks": lambda root, **more: small_tasks.write_masks(root, "class_masks", **more),
+    "objects": lambda root, **more: small_tasks.write_masks(root, "objects", **more),
+    "gallery": lambda root, **more: small_tasks.write_retrieval(root, "gallery"),
+    "pool": lambda root, **more: small_tasks.write_retrieval(root, "pool"),
+}
+MASKED = ("masks", "class_masks", "objects")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TASKS)
+def test_every_task_answers_like_predict(project, tmp_path, monkeypatch, kind):
+    """One run and its level 2; the hidden rows are drawn anew where the task's drawing can."""
+    TASKS[kind](project.root)
+    other, inputs = TASKS[kind](tmp_path / "other", tests=7, seed=3), tmp_path / "hidden"
+    shutil.copytree(other / "test_images", inputs / "test_images")
+    for name in ("sample_submission.csv", "test.csv"):
+        if (other / name).exists():
+            shutil.copy(other / name, inputs / name)
+    stack = ("stage=stack", "stack.features=false")
+    for words in (("stage=train", "epochs=2"), ("stage=predict",), stack):
+        done = project.run(*words)
+        assert done.code == 0, done.err
+    made = project.run("stage=package")
+    assert made.code == 0, made.err
+    package = project.root / "packages/drawn/drawn-stack"
+    done, rows = answered(project, monkeypatch, package, tmp_path / "work", inputs)
+    assert done.code == 0, done.err
+    pd.testing.assert_frame_equal(rows, expected(project, monkeypatch, tmp_path / "usual", inputs, *stack))
+    if kind in MASKED:
+        check_blank(project, monkeypatch, package, inputs, tmp_path)
+
+
+def check_blank(project: Project, monkeypatch: pytest.MonkeyPatch, package: Path, inputs: Path, place: Path) -> None:
+    """Images that cannot be read are answered with no mask, the others as ever."""
+    before = pd.read_csv(place / "work/submission.csv", dtype=str)
+    images = sorted((inputs / "test_images").iterdir())
+    images[1].write_bytes(b"no picture")
+    images[4].unlink()
+    done, rows = answered(project, monkeypatch, package, place / "again", inputs)
+    assert done.code == 0, done.err
+    assert "2 of 7 test images cannot be read" in done.out + done.err
+    lost = rows["id"].str.startswith((images[1].stem, images[4].stem))
+    assert rows["rle"][lost].isna().all()
+    assert list(dict.fromkeys(rows["id"])) == list(dict.fromkeys(before["id"]))
+    kept = before[~before["id"].str.startswith((images[1].stem, images[4].stem))].reset_index(drop=True)
+    pd.testing.assert_frame_equal(rows[~lost].reset_index(drop=True), kept)
 
 
 # --- the notebook, offline ----------------------------------------------------------------------------------------
