@@ -55,6 +55,7 @@ class Features:
 
 
 Column = tuple[str, np.ndarray, np.ndarray, bool]  # name, (N,) and (M,) float64, categorical
+Cells = tuple[str, str, np.ndarray, np.ndarray]  # csv of data.tables or "", name, (N,) and (M,) text
 
 
 def table(config: Config, competition: Competition) -> Features:
@@ -70,7 +71,7 @@ def table(config: Config, competition: Competition) -> Features:
     known = _read(path, print_)
     if known is not None:
         return known
-    found = [*_columns(config, competition), *_joined(config, competition), *_image_facts(config, competition)]
+    found = [*_columns(config, competition), *_image_facts(config, competition)]
     kept = [column for column in _renamed(found) if _varies(column[1]) and not np.isnan(column[2]).all()]
     count, tests = len(competition.train), len(competition.test)
     features = Features(
@@ -120,10 +121,74 @@ def _varies(train: np.ndarray) -> bool:
     return bool(len(there)) and (len(there) < len(train) or bool(there.min() < there.max()))
 
 
+# --- other test rows ----------------------------------------------------------------------------------------------
+
+
+def coding(config: Config, competition: Competition) -> list[dict[str, Any]]:
+    """What tells the same features of other test rows, for each of ``table``: plain values, in its order.
+
+    name: of the feature. file, column: of its cells; of an image's fact the column is its name, and file is None.
+    codes: the cells that are categories, in the order of their numbers; None where cells are numbers.
+    """
+    wanted, found = table(config, competition).names, []
+    for file, name, train, test in _cells(config, competition):
+        known = _order(name, train, test)
+        if known is not None:
+            found.append({"name": name, "file": file, "column": name, "codes": known or None})
+    found += [{"name": fact, "file": None, "column": fact, "codes": None} for fact in _facts(config)]
+    names = [name for name, *_ in _renamed([(one["name"], None, None, False) for one in found])]  # type: ignore[misc]
+    by_name = {name: {**one, "name": name} for name, one in zip(names, found, strict=True)}
+    return [by_name[name] for name in wanted]
+
+
+def of_tests(config: Config, competition: Competition, coded: Sequence[dict[str, Any]]) -> np.ndarray:
+    """(M, F) float64: the features of ``coding`` of the test rows; NaN where a cell is blank or no known category."""
+    facts: dict[str, np.ndarray] = {}
+    if any(one["file"] is None for one in coded):
+        measured = _measured(config, competition, competition.test["file"].tolist())
+        facts = dict(zip(_facts(config), measured.T, strict=True))
+    return np.stack([_of_tests(config, competition, one, facts) for one in coded], axis=1)
+
+
+def _of_tests(
+    config: Config, competition: Competition, one: dict[str, Any], facts: dict[str, np.ndarray]
+) -> np.ndarray:
+    if one["file"] is None:
+        return facts[one["column"]]
+    frame: pd.DataFrame | None = competition.test_table
+    if one["file"]:
+        frame = _rows_of(_joinable(config, competition, one["file"]), competition.test["id"].tolist())
+    if frame is None or one["column"] not in frame.columns:
+        return np.full(len(competition.test), np.nan)
+    cells = frame[one["column"]].astype(str).str.strip()
+    if one["codes"] is None:
+        numbers = pd.to_numeric(cells.where(~cells.str.lower().isin(BLANK)), errors="coerce").astype(np.float64)
+        return numbers.where(np.isfinite(numbers)).to_numpy(np.float64)
+    return cells.map({cell: float(place) for place, cell in enumerate(one["codes"])}).to_numpy(np.float64)
+
+
 # --- columns of the tables ----------------------------------------------------------------------------------------
 
 
 def _columns(config: Config, competition: Competition) -> Iterator[Column]:
+    """The columns of data.features and data.tables as numbers, but for those that name rows."""
+    for file, name, train, test in _cells(config, competition):
+        column = encode(name, train, test)
+        if column is None:
+            of = f" of {file}" if file else ""
+            say(f"side features: {name}{of} is left out: nearly every row has its own text")
+        else:
+            yield column
+
+
+def _cells(config: Config, competition: Competition) -> Iterator[Cells]:
+    """The cells of data.features and data.tables; what describes no test row, or repeats the target, is left out."""
+    for name, train, test in _named(config, competition):
+        yield "", name, train, test
+    yield from _joined(config, competition)
+
+
+def _named(config: Config, competition: Competition) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """The columns that data.features names, of both tables."""
     for name in config.data.features:
         for frame, which in ((competition.table, "training"), (competition.test_table, "test")):
@@ -136,35 +201,34 @@ def _columns(config: Config, competition: Competition) -> Iterator[Column]:
         train, test = competition.table[name].to_numpy(str), competition.test_table[name].to_numpy(str)
         if reason := _repeats(name, train, config, competition):
             raise UserError(f"data.features={name}, but that column {reason}; leave it out")
-        column = encode(name, train, test)
-        if column is None:
-            say(f"side features: {name} is left out: nearly every row has its own text")
-        else:
-            yield column
+        yield name, train, test
 
 
-def _joined(config: Config, competition: Competition) -> Iterator[Column]:
+def _joined(config: Config, competition: Competition) -> Iterator[Cells]:
     """The columns of data.tables, joined by the id; what describes no test row, or repeats the target, is left out."""
     for file in config.data.tables:
-        path = _place(competition, file)
-        frame = read_table(path, {config.data.id: "data.id"}, key="data.tables")
-        twice = duplicates(frame[config.data.id])
-        if twice:
-            say(f"{shown(path)}: {len(twice)} ids stand more than once ({some(twice)}); the first row of each counts")
-        frame = frame.drop_duplicates(config.data.id).set_index(config.data.id)
+        frame = _joinable(config, competition, file)
         found = [_rows_of(frame, part["id"].tolist()) for part in (competition.train, competition.test)]
         if found[0] is None or found[1] is None:
             which = "training" if found[0] is None else "test"
-            say(f"side features: {shown(path)} is left out: it has none of the {which} ids")
+            say(f"side features: {shown(competition.folder / file)} is left out: it has none of the {which} ids")
             continue
         for name in map(str, frame.columns):
             train, test = (part[name].to_numpy(str) for part in found if part is not None)
-            reason = _repeats(name, train, config, competition)
-            column = None if reason else encode(name, train, test)
-            if column is None:
-                say(f"side features: {name} of {file} is left out: it {reason or 'names rows: nearly all differ'}")
+            if reason := _repeats(name, train, config, competition):
+                say(f"side features: {name} of {file} is left out: it {reason}")
             else:
-                yield column
+                yield file, name, train, test
+
+
+def _joinable(config: Config, competition: Competition, file: str) -> pd.DataFrame:
+    """A csv of data.tables by its ids."""
+    path = _place(competition, file)
+    frame = read_table(path, {config.data.id: "data.id"}, key="data.tables")
+    twice = duplicates(frame[config.data.id])
+    if twice:
+        say(f"{shown(path)}: {len(twice)} ids stand more than once ({some(twice)}); the first row of each counts")
+    return frame.drop_duplicates(config.data.id).set_index(config.data.id)
 
 
 def _rows_of(frame: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame | None:
@@ -202,19 +266,33 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 def encode(name: str, train: np.ndarray, test: np.ndarray) -> Column | None:
     """Text cells (N,), (M,) → numbers where all that is not blank is one, else codes by frequency; None if they name
     rows."""
+    cells, blank, numbers = _numbers(train, test)
+    ordered = _order(name, train, test)
+    if ordered is None:
+        return None
+    if ordered:
+        numbers = cells.where(~blank).map({cell: float(place) for place, cell in enumerate(ordered)})
+    values = numbers.to_numpy(np.float64)
+    return name, values[: len(train)], values[len(train) :], bool(ordered)
+
+
+def _numbers(train: np.ndarray, test: np.ndarray) -> tuple[pd.Series, pd.Series, pd.Series]:
+    """The cells of both, which of them are blank, and their numbers; NaN where there is none."""
     cells = pd.Series(np.concatenate([train, test])).astype(str).str.strip()
     blank = cells.str.lower().isin(BLANK)
     numbers = pd.to_numeric(cells.where(~blank), errors="coerce").astype(np.float64)
-    numbers[~np.isfinite(numbers)] = np.nan
-    categorical = bool((numbers.isna() & ~blank).any())
-    if categorical:
-        counts = cells[~blank].value_counts()
-        if len(counts) > DISTINCT * (~blank).sum():
-            return None
-        ordered = sorted(counts.index, key=lambda cell: (-counts[cell], cell))
-        numbers = cells.where(~blank).map({cell: float(place) for place, cell in enumerate(ordered)})
-    values = numbers.to_numpy(np.float64)
-    return name, values[: len(train)], values[len(train) :], categorical
+    return cells, blank, numbers.where(np.isfinite(numbers))
+
+
+def _order(name: str, train: np.ndarray, test: np.ndarray) -> list[str] | None:
+    """The categories by frequency, none where all that is not blank is a number; None where cells name rows."""
+    cells, blank, numbers = _numbers(train, test)
+    if not (numbers.isna() & ~blank).any():
+        return []
+    counts = cells[~blank].value_counts()
+    if len(counts) > DISTINCT * (~blank).sum():
+        return None
+    return sorted(counts.index, key=lambda cell: (-counts[cell], cell))
 
 
 # --- facts of the images ------------------------------------------------------------------------------------------
@@ -222,9 +300,21 @@ def encode(name: str, train: np.ndarray, test: np.ndarray) -> Column | None:
 
 def _image_facts(config: Config, competition: Competition) -> Iterator[Column]:
     """Width, height, aspect, bytes, and the mean of each channel and spread of all pixels; blank for a broken image."""
+    every = _measured(config, competition, [*competition.train["file"], *competition.test["file"]])
+    count = len(competition.train)
+    for place, name in enumerate(_facts(config)):
+        yield name, every[:count, place], every[count:, place], False
+
+
+def _facts(config: Config) -> list[str]:
+    """The names of the facts."""
     colours = COLOURS.get(config.data.channels, [str(channel) for channel in range(config.data.channels)])
-    names = ["width", "height", "aspect", "bytes", *(f"mean {colour}" for colour in colours), "spread"]
-    specs = [*competition.train["file"], *competition.test["file"]]
+    return ["width", "height", "aspect", "bytes", *(f"mean {colour}" for colour in colours), "spread"]
+
+
+def _measured(config: Config, competition: Competition, specs: list[str]) -> np.ndarray:
+    """(n, F) float64, the facts of images."""
+    names = _facts(config)
     sizes = [facts[0] if facts else np.nan for facts in files.stats(competition.folder, specs)]
     reading: dict[str, Any] = {
         "reader": config.data.reader,
@@ -247,8 +337,5 @@ def _image_facts(config: Config, competition: Competition) -> Iterator[Column]:
         for row in pool.map(facts, specs):
             found.append(row)
             advance()
-    every = np.array(found, dtype=np.float64)
-    every = np.insert(every, 3, sizes, axis=1)
-    count = len(competition.train)
-    for place, name in enumerate(names):
-        yield name, every[:count, place], every[count:, place], False
+    every = np.array(found, dtype=np.float64).reshape(-1, len(names) - 1)
+    return np.insert(every, 3, sizes, axis=1)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import artefacts, checkpoint, competition, evaluate, notebook, runs, wheels
+from pipeline import artefacts, checkpoint, competition, evaluate, features, notebook, runs, wheels
 from pipeline.artefacts import Predictions, file_digest, shown
 from pipeline.competition import Competition
 from pipeline.config import PACKAGE_ROOT, Config, flatten, replace, root, scoped
@@ -25,6 +25,7 @@ from pipeline.tasks import Task, task_for
 
 SOURCES = ("pyproject.toml", "constraints.txt", "run.sh", "LICENSE")
 TRAINING, MANIFEST, INPUT = "training.csv", "manifest.json", "input"
+FEATURES = "features.json"  # beside a level 2: see features.coding
 MEASURED = 64  # test rows on which rounded weights are compared
 HERE = {  # what the package's config says whatever the project's does
     "stage": "answer", "data.packed": TRAINING, "data.folder": INPUT, "data.make": "", "data.extra": "",
@@ -82,10 +83,13 @@ def fill(folder: Path, config: Config, known: Competition, chosen: Chosen) -> di
     task = task_for(config, known)
     competition.packed(known, config.data).to_csv(folder / TRAINING, index=False, lineterminator="\n")
     members = [write_member(folder, run, held_out, config.package.half) for run, held_out in chosen.members()]
+    if task.form.shelved:
+        for run, held_out in chosen.members():
+            write_shelf(folder, known, run, held_out)
     for run in chosen.runs.values():
         write_run(folder, run)
     if chosen.level2 is not None:
-        write_level2(folder, config, chosen.name)
+        write_level2(folder, config, known, chosen)
     if config.package.half:
         state_rounding(folder, known, chosen, members)
     lacking = wheels.lacking(config.package.has)
@@ -134,6 +138,13 @@ def write_member(folder: Path, run: Run, held_out: tuple[int, ...], half: bool) 
     return {"run": run.name, "member": place.name, "held_out": held_out, "epoch": content["epoch"], "bytes": size}
 
 
+def write_shelf(folder: Path, known: Competition, run: Run, held_out: tuple[int, ...]) -> None:
+    """The embeddings of the training images, among which a member finds the labels of others."""
+    task, machine = task_for(run.config, known), Hardware(**run.stored()["hardware"])
+    member: Any = open_member(run.member(held_out), run.config, known, task, machine)
+    member.save_points(within(folder, run.member(held_out)))
+
+
 def rounded(content: dict[str, Any]) -> dict[str, Any]:
     """The content with float32 weights in 16 bits, but for those that 16 bits do not hold."""
 
@@ -162,14 +173,23 @@ def write_run(folder: Path, run: Run) -> None:
         shutil.copy(root() / labels, folder / labels)
 
 
-def write_level2(folder: Path, config: Config, name: str) -> None:
-    """The fitted stacker and decision."""
-    source = artefacts.runs_folder(config) / FOLDER / name
+def write_level2(folder: Path, config: Config, known: Competition, chosen: Chosen) -> None:
+    """The fitted stacker and decision, and what tells the side features of other rows, if it reads such."""
+    source = artefacts.runs_folder(config) / FOLDER / chosen.name
     place = within(folder, source)
     place.mkdir(parents=True)
     for path in (source / file for file in ("level2.json", "stacker.npz", "decision.npz")):
         if path.is_file():
             shutil.copy(path, place / path.name)
+    if asked := (chosen.level2 or {}).get("features"):
+        coded = features.coding(config, known)
+        if [one["name"] for one in coded] != asked:
+            names = [one["name"] for one in coded]
+            raise UserError(
+                f"source={chosen.name} was fitted on the side features {some(asked, 12)}, but tables and images now "
+                f"give {some(names, 12)}; run stage=stack again"
+            )
+        artefacts.write_json(place / FEATURES, coded)
 
 
 def inputs(config: Config) -> dict[str, str]:

@@ -26,6 +26,7 @@ from pipeline.maps import SUFFIX
 from pipeline.parts import views
 from pipeline.tasks import Task
 
+POINTS = "points.npz"  # beside a packaged member that searches training images: their embeddings
 LEVELS = "levels.json"  # of a run: which level of the decoder predicts
 
 
@@ -55,7 +56,7 @@ class Member:
         self.config = replace(config, image_size=plan.image_size, data=read, tiles=tiles)
         self.competition, self.task = competition, task
         self.views = views.expand(config.views)
-        self.epoch, self.state = content["epoch"], plan.state
+        self.folder, self.epoch, self.state = folder, content["epoch"], plan.state
         self.broken = np.zeros(0, dtype=np.int64)  # of the rows that were last asked for
 
     def write_own(self, rows: np.ndarray, folder: Path, made_by: dict[str, Any]) -> None:
@@ -157,12 +158,29 @@ class ListMember(Member):
 
     @cached_property
     def points(self) -> np.ndarray:
-        """(N, D) float32, the embeddings of all training rows."""
-        return self.merge(self.train_rows(np.arange(len(self.competition.train))))
+        """(N, D) float32, the embeddings of all training rows; as stored in a package, where there are no images."""
+        known = self._stored("points")
+        return self.merge(self.train_rows(np.arange(len(self.competition.train)))) if known is None else known
+
+    @cached_property
+    def lost(self) -> np.ndarray:
+        """The training rows whose images do not decode."""
+        known = self._stored("lost")
+        if known is not None:
+            return known
+        return stores.train_store(self.config, self.competition, self.config.image_size).broken
+
+    def _stored(self, name: str) -> np.ndarray | None:
+        path = self.folder / POINTS
+        return np.load(path, allow_pickle=False)[name] if path.is_file() else None
+
+    def save_points(self, folder: Path) -> None:
+        """Store what is known of all training rows in the folder of a packaged member."""
+        with atomic(folder / POINTS) as handle:
+            np.savez(handle, points=self.points, lost=self.lost)
 
     def _found(self, points: np.ndarray, kept: np.ndarray) -> np.ndarray:
-        broken = stores.train_store(self.config, self.competition, self.config.image_size).broken
-        there = shelf(self.competition, self.task, kept, broken)
+        there = shelf(self.competition, self.task, kept, self.lost)
         assert there is not None
         return there.found(points, self.points[there.rows])
 

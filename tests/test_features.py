@@ -189,3 +189,23 @@ def test_kept_until_something_changes(folder, monkeypatch):
     assert features.table(asked, load(asked)).fingerprint == first.fingerprint
     tables(folder, depth=[n % 5 for n in range(16)])
     assert features.table(asked, load(asked)).fingerprint != first.fingerprint
+
+
+# --- in a package -------------------------------------------------------------------------------------------------
+
+
+def test_features_of_other_rows_are_coded_as_these(folder):
+    """Numbers, categories by the order they had, facts of images; a category that nobody knew is blank."""
+    tables(folder, age=[*range(15), ""], site=["north"] * 8 + ["south", "east"] * 4)
+    meta = ((name, 3.5 * row, ("red", "blue")[row % 2]) for row, name in enumerate([*IDS, *small.TEST_IDS]))
+    small.table(folder / "meta.csv", "id,weight,site", meta)
+    asked = config(data__features=["age", "site"], data__tables=["meta.csv"])
+    made, coded = features.table(asked, load(asked)), features.coding(asked, load(asked))
+    assert [one["name"] for one in coded] == made.names
+    assert "site (2)" in made.names
+    np.testing.assert_equal(features.of_tests(asked, load(asked), coded), made.test)
+    rows = ((name, 1, site) for name, site in zip(small.TEST_IDS, ["west", "east", "", "north"], strict=True))
+    small.table(folder / "test.csv", "id,age,site", rows)
+    fresh = features.of_tests(asked, load(asked), coded)[:, made.names.index("site")]
+    north, east = 0.0, 1.0  # four of each of the others, in the order of their names
+    np.testing.assert_equal(fresh, [np.nan, east, np.nan, north])

@@ -246,7 +246,7 @@ def test_mistakes_are_told_before_anything_is_written(own):
     assert not list(own.root.glob("packages/noise/[!.]*"))
 
 
-def test_runs_without_networks_and_lists_are_refused(own):
+def test_runs_without_networks_are_refused(own):
     """An adopted run answers no other images; a stack without it is the next move."""
     oof = own.root / "oof.npz"
     members = [Predictions.load(own.root / f"runs/noise/one/fold{fold}/oof.npz") for fold in range(2)]
@@ -258,9 +258,6 @@ def test_runs_without_networks_and_lists_are_refused(own):
     assert refused.code == 2
     assert "mate (stage=adopt)" in refused.err
     assert "stack.members=one,two" in refused.err
-    lists = own.run("stage=package", "task=retrieval(kind='labels')")
-    assert lists.code == 2
-    assert "cannot be packaged yet" in lists.err
 
 
 def test_a_package_that_was_cut_short_says_so(own, tmp_path, monkeypatch):
@@ -283,6 +280,17 @@ def test_runs_without_weight_stay_at_home(own, tmp_path, monkeypatch):
     done, _ = answered(own, monkeypatch, package, tmp_path / "work", inputs)
     assert done.code == 0, done.err
     assert "2 of 2 members" in done.out
+
+
+def test_side_features_travel_with_their_codes(own, tmp_path, monkeypatch):
+    stack = ("stage=stack", "stack.methods=lightgbm(features=True)", "stack.decisions=none")
+    assert own.run(*stack).code == 0
+    package, inputs = packaged(own), hidden(tmp_path / "hidden")
+    assert (package / "runs/noise/level2/stack/features.json").is_file()
+    done, rows = answered(own, monkeypatch, package, tmp_path / "work", inputs)
+    assert done.code == 0, done.err
+    pd.testing.assert_frame_equal(rows, expected(own, monkeypatch, tmp_path / "usual", inputs, *stack))
+    check_values(tmp_path)
 
 
 def test_half_precision_says_how_far_predictions_move(own):
@@ -326,6 +334,7 @@ TASKS = {
     "class_masks": lambda root, **more: small_tasks.write_masks(root, "class_masks", **more),
     "objects": lambda root, **more: small_tasks.write_masks(root, "objects", **more),
     "gallery": lambda root, **more: small_tasks.write_retrieval(root, "gallery"),
+    "labels": lambda root, **more: small_tasks.write_labels(root),
     "pool": lambda root, **more: small_tasks.write_retrieval(root, "pool"),
 }
 MASKED = ("masks", "class_masks", "objects")

@@ -87,7 +87,7 @@ def test_rows_never_find_their_own_fold_and_nobody_finds_the_new(drawn, monkeypa
     competition, folds = load(drawn), ensure_folds(drawn, load(drawn))
     task, count = task_for(drawn, competition), len(folds)
     member = object.__new__(ListMember)
-    member.config, member.competition, member.task = drawn, competition, task
+    member.config, member.competition, member.task, member.folder = drawn, competition, task, root()
     copies = np.eye(count, dtype=np.float32)
     monkeypatch.setattr(ListMember, "points", unit(copies))
     labels = task.targets(competition.targets)

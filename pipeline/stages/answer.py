@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import artefacts, blended, budget, fusing, hardware, launch, packing, submission
+from pipeline import artefacts, blended, budget, features, fusing, hardware, launch, packing, submission
 from pipeline.artefacts import Predictions, shown
 from pipeline.budget import Reserve
 from pipeline.competition import Competition, load
 from pipeline.config import Config, convert, replace, restore, scoped
 from pipeline.console import Outcome, say, warn
 from pipeline.errors import OutOfTime, UserError
+from pipeline.forms import EMBEDDINGS
 from pipeline.maps import Mean
 from pipeline.members import FOLDER
 from pipeline.packing import Chosen
@@ -175,7 +176,7 @@ def stacked(
     own = {name: [read(competition, run, fold) for fold in folds] for name, run in chosen.runs.items()}
     some = next(iter(own.values()))
     each = [own.get(name, some) for name in made["members"]]  # a run without weight says nothing, whatever it holds
-    if task.form.searched:
+    if task.form is EMBEDDINGS:
         given = [name for name in own if made["weights"][name] > 0]
         values: Any = fusing.fused(
             [Predictions.mean(own[name]).values for name in given], [made["weights"][name] for name in given]
@@ -186,7 +187,9 @@ def stacked(
         values = blended.applied(by_fold, task, lambda maps: Mean(maps, weights), made["decision"])
     else:
         tables = [[one.values for one in members] for members in each]
-        values = stack.applied(tables, task, stack.read_stacker(folder), stack.read_decision(folder), None)
+        coded = folder / packing.FEATURES
+        side = features.of_tests(config, competition, artefacts.read_json(coded)) if coded.is_file() else None
+        values = stack.applied(tables, task, stack.read_stacker(folder), stack.read_decision(folder), side)
     made_by = {"level2": made["method"], "members": made["members"]}
     Predictions(competition.test["id"].to_numpy(), values, task.space, made_by).save(folder / "test.npz")
     return Predictions.load(folder / "test.npz")

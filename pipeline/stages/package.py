@@ -19,7 +19,6 @@ from pipeline.members import FOLDER
 from pipeline.packing import Chosen
 from pipeline.runs import Run
 from pipeline.stages import predict, submit
-from pipeline.stages.stack import reads_features
 
 
 def run(config: Config) -> list[Outcome]:
@@ -49,11 +48,6 @@ def refuse(config: Config) -> None:
     """Raise UserError for what cannot be packaged, before any data is read."""
     if config.blend:
         raise UserError("blend= mixes csvs, which answer no other test rows; package a run or a level 2: source=NAME")
-    if tasks.facts(config.task)["form"] == "lists":
-        raise UserError(
-            f"task={config.task} answers with labels of training images, which would have to be searched: it cannot "
-            "be packaged yet; upload the project with data/ and runs/, and run stage=predict and stage=submit"
-        )
 
 
 # --- what is chosen -----------------------------------------------------------------------------------------------
@@ -94,16 +88,10 @@ def choose_level2(config: Config, answer: submit.Answer) -> Chosen:
 
 def refuse_level2(config: Config, name: str, content: dict[str, Any]) -> None:
     """Raise UserError for a level 2 that cannot be applied to other images than those of its competition."""
-    method, again = content["method"], f"./run.sh stage=stack competition={config.competition}"
-    if method == "convolution":
+    if content["method"] == "convolution":
         raise UserError(
-            f"source={name} blends maps by a net that is not stored; fit another: {again} "
-            "stack.methods=single,mean,greedy stack.name=offline, then package source=offline"
-        )
-    if tasks.facts(config.task)["form"] not in ("embeddings",) and content.get("features") and reads_features(method):
-        raise UserError(
-            f"source={name} is {method}, whose side features cannot be packaged yet; fit one without: {again} "
-            "stack.features=false stack.name=offline, then package source=offline"
+            f"source={name} blends maps by a net that is not stored; fit another: ./run.sh stage=stack competition="
+            f"{config.competition} stack.methods=single,mean,greedy stack.name=offline, then package source=offline"
         )
 
 
