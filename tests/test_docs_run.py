@@ -20,6 +20,7 @@ ELSEWHERE = {  # needs what a test has not; where it is run instead
     "upload=true": "tests/test_kaggle.py",
     "stage=leaderboard": "tests/test_kaggle.py",
     "stage=download": "tests/test_kaggle.py",
+    "package.wheels=true": "tests/test_package.py",
     "launcher=ray": "tests/test_launch.py",
     "launcher=slurm": "tests/test_launch.py",
 }
