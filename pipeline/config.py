@@ -466,6 +466,7 @@ class Config:
     )
     jobs: int = option(0, "most members side by side; 0: one a GPU, or as many as the cores have room for", low=0)
     launcher: str = option("local()", "where members train and predict", part="launchers")
+    tracker: str = option("none()", "where the numbers of trainings go beside log.csv and TensorBoard", part="trackers")
 
     views: list[str] = option(["identity()"], "test-time views", part="views", scope="predict")
     scales: list[float] = option([1.0], "test-time sizes, as shares of image_size", above=0, high=8, scope="predict")

@@ -123,7 +123,7 @@ def fit(
         options["initial_lr"] = options["lr"]
     state = State(learner, optimizer, average, getattr(fabric.strategy.precision, "scaler", None), folder)
     progress = state.load() or Progress()
-    journal = Journal(folder, progress.history)
+    journal = Journal(folder, progress.history, config)
     clock, agreed = Clock(config.train.checkpoint_seconds), ranks.Agreement()
 
     bar = console.progress(folder.name, config.epochs * train.steps)

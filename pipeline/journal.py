@@ -1,4 +1,4 @@
-"""What a training tells while it runs: one row an epoch in log.csv, in TensorBoard and on the terminal."""
+"""What a training tells while it runs: one row an epoch in log.csv, TensorBoard, a tracker, and on the terminal."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import Any
 
 from pipeline import console, hardware, ranks
 from pipeline.artefacts import write_text
+from pipeline.config import Config
+from pipeline.tracking import Tracking
 
 
 class Journal:
     """The log of one member's training. log.csv is written anew each epoch from the history in the checkpoint, so
     that a training that goes on after a kill has each epoch once. Of several processes the first one writes."""
 
-    def __init__(self, folder: Path, history: list[dict[str, float]]) -> None:
+    def __init__(self, folder: Path, history: list[dict[str, float]], config: Config) -> None:
         self.folder, self.history = folder, history
+        self.tracking = Tracking(config, folder)
         self.done = len(history)  # epochs of an earlier process
 
     @cached_property
@@ -46,6 +49,7 @@ class Journal:
         for name, value in row.items():
             self.board.add_scalar(name, value, int(row["epoch"]))
         self.board.flush()
+        self.tracking.add(self.history)
         scores = "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k not in ("epoch", "lr", *_SPEED))
         console.say(
             f"  {self.folder.name} epoch {row['epoch']:>2.0f}  {scores}  lr {lr:.1e}  "
@@ -56,9 +60,10 @@ class Journal:
         )
 
     def close(self) -> None:
-        """Write out what TensorBoard still holds."""
+        """Write out what TensorBoard and the tracker still hold."""
         if "board" in vars(self):
             self.board.close()
+        self.tracking.close()
 
 
 _SPEED = ("seconds", "images_per_second", "waiting", "memory_gb")

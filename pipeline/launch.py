@@ -78,11 +78,12 @@ def side_by_side(config: Config) -> bool:
 
 
 def check_library(config: Config) -> None:
-    """UserError, with the command that installs it, where the launcher's library is missing."""
-    library = registry.facts("launchers", config.launcher).get("library")
-    if library and not importlib.util.find_spec(library):
-        install = f".venv/bin/pip install -c constraints.txt {library}"
-        raise UserError(f"launcher={config.launcher} needs {library}; install it: {install}")
+    """UserError, with the command that installs it, where the library of the launcher or the tracker is missing."""
+    for key, call in (("launcher", config.launcher), ("tracker", config.tracker)):
+        library = registry.facts(f"{key}s", call).get("library")
+        if library and not importlib.util.find_spec(library):
+            install = f".venv/bin/pip install -c constraints.txt {library}"
+            raise UserError(f"{key}={call} needs {library}; install it: {install}")
 
 
 def elsewhere(config: Config) -> bool:

@@ -30,10 +30,11 @@ from pipeline import (
     registry,
     resident,
     stores,
+    tracking,
 )
 from pipeline.artefacts import Predictions, shown
 from pipeline.checkpoint import Progress
-from pipeline.config import replace, root
+from pipeline.config import Config, replace, root
 from pipeline.data import Joined, Source, Table, draw
 from pipeline.errors import UserError, some
 from pipeline.forms import UNKNOWN
@@ -54,7 +55,7 @@ def train_member(run: Run, held_out: tuple[int, ...], print_: str) -> dict[str, 
     """
     folder, count = run.member(held_out), run.config.train.seeds
     if count == 1:
-        return train_network(run, held_out, folder)
+        return _tracked(run.config, folder, train_network(run, held_out, folder))
     places, records = [], []
     for seed in range(run.config.seed, run.config.seed + count):
         places.append(folder / f"seed{seed}")
@@ -63,9 +64,25 @@ def train_member(run: Run, held_out: tuple[int, ...], print_: str) -> dict[str, 
         if found is None:
             console.say(f"  seed {seed}")
             alone = Run(replace(run.config, seed=seed), run.name)
-            found = artefacts.finish(record, own, **train_network(alone, held_out, places[-1]))
+            trained = _tracked(alone.config, places[-1], train_network(alone, held_out, places[-1]))
+            found = artefacts.finish(record, own, **trained)
         records.append(found)
     return join(run, held_out, places, records)
+
+
+def _tracked(config: Config, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a trained network, told to the tracker."""
+    facts = {key: record[key] for key in ("epochs", "updates", "best_epoch", "seconds")}
+    if (score := final(config, record)) is not None:
+        facts["final"] = score
+    tracking.Tracking(config, folder).conclude(facts)
+    return record
+
+
+def final(config: Config, record: dict[str, Any]) -> float | None:
+    """The score, on its own fold, of the network that a member's training ended with; None where it has no fold."""
+    last = -1 if config.select == "last" else record["best_epoch"] - 1
+    return record.get("final", record["scores"][last] if record["scores"] else None)
 
 
 def join(run: Run, held_out: tuple[int, ...], places: list[Path], records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -84,8 +101,7 @@ def join(run: Run, held_out: tuple[int, ...], places: list[Path], records: list[
     built = (network.from_checkpoint(content).to(fabric.device) for content in whole)
     own = materials(run, task, held_out)[2]
     record["final"] = VALIDATIONS[task.form.spatial](run, task, held_out, own)(built)[1]["score"]
-    last = run.config.select == "last"
-    record["seeds"] = [one.get("final", one["scores"][-1 if last else one["best_epoch"] - 1]) for one in records]
+    record["seeds"] = [final(run.config, one) for one in records]
     said = " ".join(f"{score:.4f}" for score in record["seeds"])
     console.say(f"  {run.member(held_out).name}: score {said} of single seeds, {record['final']:.4f} together")
     return record

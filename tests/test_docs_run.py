@@ -18,6 +18,7 @@ from test_docs import PAGES, SHOWN_AS_WRONG, TOOLS, blocks, commands, own_part
 
 ELSEWHERE = {  # needs what a test has not; where it is run instead
     "upload=true": "tests/test_kaggle.py",
+    "tracker=": "tests/test_trackers.py",
     "stage=leaderboard": "tests/test_kaggle.py",
     "stage=download": "tests/test_kaggle.py",
     "package.wheels=true": "tests/test_package.py",

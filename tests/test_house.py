@@ -34,7 +34,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["competition", "submission"],
     ["folds", "blending", "fusing", "features", "uploads", "doctor", "doctor.*", "discover", "discover.*"],
     ["extra", "leaderboard"],
-    ["encoders", "ranks"],
+    ["encoders", "ranks", "tracking"],
     ["runs", "stores", "data", "network", "journal"],
     ["members", "launch", "gains", "contrast"],
     ["learner", "infer", "limited", "masked", "resident", "tuned", "blended", "fused"],
