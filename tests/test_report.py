@@ -19,8 +19,8 @@ from pipeline import lists
 from pipeline.artefacts import Predictions
 from pipeline.forms import unit
 from pipeline.maps import Maps
-from pipeline.report import answers, charts, labels
-from pipeline.report.facts import Facts, scores_of
+from pipeline.report import answers, attention, charts, labels
+from pipeline.report.facts import Facts, opened, scores_of
 from pipeline.report.markup import Markup, tag, text
 from pipeline.runs import Run
 from pipeline.tasks import task_for
@@ -343,6 +343,7 @@ def test_every_task_has_a_report(project, name):
     assert sum(tag == "article" for tag, _ in found.elements) >= 3
     assert sum(tag == "svg" for tag, _ in found.elements) >= 4
     assert "This part is missing" not in found.text
+    assert found.ids()[-1] == "alike", "there is no level 2"
     assert "nan" not in re.sub(r"[a-z]nan|nan[a-z]", "", found.text.lower())
 
 
@@ -395,3 +396,80 @@ def test_in_a_browser_it_fits_a_phone_sorts_and_filters(whales, tmp_path):
     picture = cv2.imread(str(shot))
     assert picture.shape == (900, 1280, 3)
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50, "it is not blank"
+
+
+# --- where a member looked ----------------------------------------------------------------------------------------
+
+
+def trained(project, backbone: str = "small_image(width=4)") -> tuple[Run, object]:
+    """The run ``tiny`` of a binary task, of which fold 0 was trained for an epoch and predicted."""
+    small_tasks.write(project.root, "binary", rows=24)
+    for stage in ("split", "train", "predict"):
+        ended = project.run(f"stage={stage}", "epochs=1", f"backbone={backbone}", "fold=0", "image_size=16")
+        assert ended.code == 0, ended.err
+    run = opened(Run(configs.compose({"competition": "drawn", "model": "tiny"}), "tiny"))
+    return run, task_for(run.config, run.competition)
+
+
+def test_a_map_of_where_it_looked_is_the_slow_one(project):
+    """Grad-CAM by its definition, with gradients by differences."""
+    import torch
+
+    from pipeline import checkpoint, network, stores
+    from pipeline.data import channels_first
+
+    run, task = trained(project)
+    rows, columns = np.flatnonzero(run.folds == 0)[:3], np.array([[0, 1], [1, 0], [1, 0]])
+    found = attention.looked(run, task, rows, columns)
+    net = network.from_checkpoint(checkpoint.load_checkpoint(run.member((0,)) / "best.ckpt"))
+    images = stores.train_store(run.config, run.competition, 16).take(rows)
+    assert set(found) == set(rows.tolist())
+    with torch.no_grad():
+        features = net.backbone(net.prepare(channels_first(images))).double()
+        tail = torch.nn.Sequential(net.pool, net.head).double()
+        for place, row in enumerate(rows):
+            for k, column in enumerate(columns[place]):
+                weights = []
+                for channel in range(features.shape[1]):
+                    moved = features[place : place + 1].clone()
+                    moved[:, channel] += 1e-4  # all pixels of a channel: their gradients' sum
+                    gain = tail(moved)[0, column] - tail(features[place : place + 1])[0, column]
+                    weights.append(float(gain) / 1e-4 / features[0, 0].numel())
+                raw = (torch.tensor(weights).double()[:, None, None] * features[place]).sum(0).clamp(min=0).numpy()
+                seen, maps = found[int(row)]
+                np.testing.assert_array_equal(seen, images[place])
+                assert maps.shape == (2, 16, 16)
+                small = attention._sized((raw / max(raw.max(), 1e-12)).astype(np.float32), 16)
+                np.testing.assert_allclose(maps[k], small, atol=2e-2)
+    assert attention.overlaid(*(one[0] if one.ndim == 3 and one.shape[0] == 2 else one for one in found[int(rows[0])])
+                              ).shape == (16, 16, 3)  # fmt: skip
+
+
+def test_the_worst_have_maps_where_weights_are_and_none_where_not(project):
+    run, _ = trained(project)
+    found = page(project)
+    alts = [str(attributes.get("alt")) for name, attributes in found.elements if name == "img"]
+    assert sum(alt.startswith("Grad-CAM of ") for alt in alts) == 24, "two a row, of the twelve worst"
+    (run.member((0,)) / "best.ckpt").unlink()
+    again = page(project)
+    assert not any(str(attributes.get("alt")).startswith("Grad-CAM") for name, attributes in again.elements)
+    assert len([name for name, _ in again.elements if name == "article"]) == 12
+
+
+def test_views_are_drawn_with_what_they_gain(whales):
+    """Two views by hand: the second is right where the first is wrong, and surer."""
+    run = Run(drawn.config(), "mate")
+    task = task_for(run.config, run.competition)
+    for fold in range(run.count):
+        path = run.member((fold,)) / "oof.npz"
+        plain = Predictions.load(path)
+        truth = run.truth_of(task, np.flatnonzero(run.folds == fold))
+        values = np.stack([0.6 * plain.values + 0.4 / 3, np.eye(3)[truth]]).astype(np.float32)
+        labelled = np.array(["identity() × 1", "hflip() × 1"])
+        np.savez(path.with_name("oof_views.npz"), values=values, ids=plain.ids, labels=labelled)
+        Predictions(plain.ids, values.mean(axis=0), plain.space).save(path)
+    found = page(whales)
+    assert "views" in found.ids()
+    assert "+ hflip() × 1 +0.3333 ±" in found.text
+    assert "all 2 together +0.3333 ±" in found.text
+    assert "keep them" in found.text

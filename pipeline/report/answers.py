@@ -19,6 +19,7 @@ CURVES = 6  # labels whose curves are drawn, the hardest first
 KNOWN = 5  # rows of a part of confidence that is drawn
 BINS = 15  # of confidence; Guo et al. 2017
 POINTS = 200  # of a curve
+MOST = 5_000_000  # rows and labels of which a curve is made
 PAIRS = 60  # confused pairs that are listed
 RIGHT = 1  # of a ranked answer
 
@@ -29,7 +30,7 @@ def answers(facts: Facts) -> Section | None:
     if not drawn:
         return None
     body: list[Any] = [[tag("h3", entry.name, " ", badge(entry.made_by)), parts] for entry, parts in drawn]
-    if all(entry.task.form.name in NARROW for entry, _ in drawn):
+    if all(entry.task.form.name in NARROW and len(entry.task.columns) > 2 for entry, _ in drawn):
         body = [tag("div", [tag("div", part) for part in body], class_="sides")]
     return Section("answers", "Answers and truth", body, sorted({entry.made_by for entry, _ in drawn}, reverse=True))
 
@@ -50,7 +51,7 @@ def of_classes(entry: Entry) -> list[Any]:
     pairs = entry.mined.pairs if entry.mined is not None else None
     listed = [] if pairs is None or not len(pairs) else [_pairs(pairs)]
     each = folded("each class", _each_class(entry, names, counts))
-    return [tag("div", body, class_="sides"), each, *listed]
+    return [tag("div", body, class_="grid" if len(names) == 2 else "sides"), each, *listed]
 
 
 def confusion(names: list[str], counts: np.ndarray) -> Markup:
@@ -124,7 +125,9 @@ def _confused(entry: Entry) -> list[Markup]:
 
 
 def curves_of(truth: np.ndarray, score: np.ndarray, name: str) -> list[Markup]:
-    """Precision against recall, and what each threshold gives. truth (n,) bool, score (n,) 0…1."""
+    """Precision against recall, and what each threshold gives. truth (n,) bool, score (n,) 0…1; of many every k-th."""
+    step = max(1, len(truth) // MOST)
+    truth, score = truth[::step], score[::step]
     cut, precision, recall = precision_recall(truth, score)
     both = charts.plot(
         f"precision and recall of {name}", [_curve(name, recall, precision)], "recall", "precision",
@@ -277,15 +280,16 @@ def calibration(facts: Facts) -> Section | None:
     drawn = [(entry, *reliability(sure, right)) for entry, sure, right in told[:CURVES]]
     lines = [Series(entry.name, x[n >= KNOWN], y[n >= KNOWN]) for entry, x, y, n in drawn]
     chart = charts.plot(
-        "reliability", lines, "said", "right", diagonal=True, ends=((0, 1), (0, 1)),
+        "reliability", lines, "said", "came true", diagonal=True, ends=((0, 1), (0, 1)),
         small=f"above the dashed line: too modest; parts of {KNOWN} rows and more",
     )  # fmt: skip
     entry, sure, right = told[0]
-    both = [("right", sure[right]), ("wrong", sure[~right])]
+    yes, no = SAID[entry.task.form.name]
+    both = [(yes, sure[right]), (no, sure[~right])]
     share = charts.histogram(
         f"how sure {entry.name} is", both, "said", ends=(0, 1), log=True, small="drawn by the root of counts"
     )
-    head = ["run", "made by", "mean confidence", "share right", f"ECE, {BINS} bins", "log loss"]
+    head = ["run", "made by", "mean confidence", "came true", f"ECE, {BINS} bins", "log loss"]
     said = note(
         f"Expected calibration error: the mean distance of both over {BINS} equal parts of 0…1, weighed by rows (Guo "
         "et al. 2017). Of single members; an average of members, as on test, is more modest."
@@ -315,6 +319,9 @@ def sure_of_labels(entry: Entry) -> tuple[np.ndarray, np.ndarray]:
 SURE: dict[str, Callable[[Entry], tuple[np.ndarray, np.ndarray]]] = {
     "classes": sure_of_classes, "labels": sure_of_labels,
 }  # fmt: skip
+
+
+SAID = {"classes": ("right", "wrong"), "labels": ("there", "not there")}  # what came of it
 
 
 def bins_of(sure: np.ndarray) -> np.ndarray:

@@ -132,7 +132,7 @@ def drawing(parts: Any, label: str, width: float = WIDTH, height: float = HEIGHT
 
 def figure(title: Any, svg: Markup, legend: Sequence[tuple[str, int]] = (), small: str = "", box: str = "") -> Markup:
     """A chart with its title and what its colours mean. box: the class of a box of its own in which it scrolls."""
-    shown = tag("div", svg, class_=f"scroll {box}", tabindex="0") if box else svg
+    shown = tag("div", svg, class_=f"scroll {box}", tabindex="0", role="region", aria_label=title) if box else svg
     caption = tag("figcaption", title, [" ", tag("small", small)] if small else "")
     return tag("figure", caption, shown, named(legend) if legend else "", class_="chart")
 

@@ -179,7 +179,8 @@ def of_known(facts: Facts, frame: pd.DataFrame) -> dict[str, Any]:
     """Class or label → (n,) how much each row is it; "" → the shares in training."""
     task = facts.task
     given = task.form.dense(task.read_labels(frame), len(task.columns))
-    train = task.form.dense(task.targets(facts.competition.targets), len(task.columns)).sum(axis=0)
+    truth = task.targets(facts.competition.targets)
+    train = truth.sum(axis=0) if truth.ndim == 2 else np.bincount(truth, minlength=len(task.columns))
     shares = train / max(1.0, float(train.sum()))
     return {
         **{name: given[:, place] for place, name in enumerate(task.columns)},

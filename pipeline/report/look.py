@@ -57,7 +57,9 @@ section > .note, section > .table + .note { margin-top: .9rem; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(17rem, 100%), 1fr)); gap: .4rem 1.4rem; }
 figure { margin: 0; min-width: 0; }
 figcaption { font-size: .82rem; font-weight: 600; margin-bottom: .25rem; }
-figcaption small { font-weight: 400; color: var(--faint); }
+figcaption small { display: block; font-weight: 400; color: var(--faint); }
+.grid .chart figcaption { min-height: 2.6em; display: flex; flex-direction: column; }
+section > .chart { margin-top: 1.1rem; } section > .head + .chart { margin-top: 0; }
 svg { display: block; width: 100%; height: auto; overflow: visible; font-family: inherit; }
 svg text { fill: var(--faint); font-size: 10.5px; font-variant-numeric: tabular-nums; }
 svg .strong { fill: var(--text); } svg .grid-line { stroke: var(--grid); stroke-width: 1; }
@@ -95,7 +97,7 @@ th[aria-sort="descending"] button::after { content: "↓"; opacity: 1; }
 .card { border: 1px solid var(--edge); border-radius: .7rem; padding: .7rem .8rem; min-width: 0; }
 .card > b { font-size: .85rem; } .card .faint { font-size: .78rem; }
 .thumbs { display: flex; flex-wrap: wrap; gap: .45rem; margin: .45rem 0; }
-.thumbs figure { width: 4.6rem; } .thumbs.large figure { width: 8.6rem; }
+.thumbs figure { width: 4.6rem; } .thumbs.large { flex-wrap: nowrap; } .thumbs.large figure { flex: 0 1 8.6rem; }
 .thumbs figcaption { font-size: .7rem; line-height: 1.25; font-weight: 400; color: var(--faint); margin: .2rem 0 0; }
 img { display: block; width: 100%; height: auto; border-radius: .35rem; } img.tiny { image-rendering: pixelated; }
 .chances { display: grid; grid-template-columns: minmax(2rem, max-content) 1fr 3rem; gap: .12rem .6rem;

@@ -170,7 +170,8 @@ def of_numbers(entry: Entry, count: int) -> tuple[list[Markup], str]:
 def of_maps(entry: Entry, count: int) -> tuple[list[Markup], str]:
     """Image, truth and answer of the images with the lowest scores, those with a mask first."""
     gains, covered = entry.gains, covered_of(entry)
-    hardest = [row for row in np.argsort(gains, kind="stable").tolist() if np.isfinite(gains[row])][:count]
+    worse = np.flatnonzero(gains < np.nanmax(gains, initial=-np.inf))
+    hardest = worse[np.argsort(gains[worse], kind="stable")][:count].tolist()
     answers: Any = entry.task.decide(entry.values)
     cards = []
     for row in hardest:

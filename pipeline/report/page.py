@@ -112,7 +112,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], best: int = -1) ->
     body = tag("table", tag("thead", tag("tr", heads)), tag("tbody", lines), class_="sortable")
     box = tag("input", type="search", placeholder="filter", aria_label="show only rows with this text")
     label = tag("label", box, tag("output"), class_="filter", hidden=True) if len(rows) >= FILTERED else ""
-    return tag("div", label, tag("div", body, class_="scroll", tabindex="0"), class_="table")
+    return tag(
+        "div", label, tag("div", body, class_="scroll", tabindex="0", role="region", aria_label="table"), class_="table"
+    )
 
 
 def _cell(content: Any) -> Cell:

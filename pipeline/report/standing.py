@@ -22,6 +22,7 @@ CLASSES = 30  # classes of a matrix
 SPEED = ("epoch", "seconds", "images_per_second", "waiting", "memory_gb")  # of log.csv: no curves
 NAMED = {"loss": "training loss", "score": "score on its own fold", "lr": "learning rate of the last step"}
 RUN, STACK = 0, 2  # colours
+MOST = 2_000_000  # values of a run whose errors are compared
 
 
 # --- the top ------------------------------------------------------------------------------------------------------
@@ -221,37 +222,43 @@ def balance(facts: Facts) -> Section:
     folds, outside, numbers = facts.folds[scored], int((~scored).sum()), strata.dtype.kind == "f"
     rows = [(f"fold {fold}", float((folds == fold).sum())) for fold in range(facts.count)]
     sizes = charts.bars("rows a fold", rows, form=",.0f")
-    alike = _spread(facts, strata[scored], folds) if numbers else _counts(*_marked(facts, strata, scored), folds)
+    alike = (
+        _spread(facts, strata[scored], folds) if numbers else _counts(*_counted(facts, strata[scored], folds), folds)
+    )
     said = (
         note(f"{outside:,} rows are in no fold: every member learns from them, none predicts them.") if outside else ""
     )
     return Section("folds", "Folds", [tag("div", [sizes, alike], class_="grid" if numbers else "sides"), said])
 
 
-def _marked(facts: Facts, strata: np.ndarray, scored: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Names of what is counted, and (n, C) bool of the scored rows that are so."""
-    strata = strata[scored]
+def _counted(facts: Facts, strata: np.ndarray, folds: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Names of what is counted, and how many rows of each are in each fold, (C, K) int64."""
     if strata.ndim == 1:
         names, codes = np.unique(strata, return_inverse=True)
-        return [str(name) for name in names], codes[:, None] == np.arange(len(names))
+        counts = np.zeros((len(names), facts.count), dtype=np.int64)
+        np.add.at(counts, (codes, folds), 1)
+        return [str(name) for name in names], counts
     columns = [str(name) for name in facts.task.columns][: strata.shape[1]]
     more = strata.shape[1] - len(columns)
-    return [*columns, *(f"coverage {place}/{more}" for place in range(1, more + 1))], strata > 0
+    counts = np.stack([(strata[folds == fold] > 0).sum(axis=0) for fold in range(facts.count)], axis=1)
+    return [*columns, *(f"coverage {place}/{more}" for place in range(1, more + 1))], counts
 
 
-def _counts(names: list[str], marked: np.ndarray, folds: np.ndarray) -> Markup:
-    sizes = np.bincount(folds)
-    counts = np.stack([marked[folds == fold].sum(axis=0) for fold in range(len(sizes))], axis=1)
-    expected = marked.sum(axis=0)[:, None] * (sizes / sizes.sum())[None]
+def _counts(names: list[str], counts: np.ndarray, folds: np.ndarray) -> Markup:
+    """Rows of each class, fold by fold; of many classes those that are least even."""
+    sizes, whole = np.bincount(folds), (counts > 0).sum(axis=1).max() == 1
+    if whole and len(sizes) > 1:  # each lies in one fold: how even it is says nothing
+        return charts.bars("classes a fold, each in one", [(f"fold {fold}", float(count)) for fold, count
+                           in enumerate((counts > 0).sum(axis=0))], form=",.0f")  # fmt: skip
+    expected = counts.sum(axis=1, keepdims=True) * (sizes / sizes.sum())[None]
     off = np.abs(counts - expected) / np.maximum(expected, 1)
-    shown = np.argsort(-off.max(axis=1), kind="stable")[:CLASSES] if len(names) > CLASSES else np.arange(len(names))
-    shown = np.sort(shown)
+    kept = np.sort(np.argsort(-off.max(axis=1), kind="stable")[:CLASSES])
     part = f" (the {CLASSES} least even of {len(names)})" if len(names) > CLASSES else ""
     return charts.matrix(
         f"rows of each class, fold by fold{part}",
-        [names[row] for row in shown], [str(fold) for fold in range(len(sizes))], off[shown],
-        lambda r, c: str(counts[shown[r], c]),
-        lambda r, c: f"{names[shown[r]]}, fold {c}: {counts[shown[r], c]}, {expected[shown[r], c]:.1f} would be even",
+        [names[row] for row in kept], [str(fold) for fold in range(len(sizes))], off[kept],
+        lambda r, c: str(counts[kept[r], c]),
+        lambda r, c: f"{names[kept[r]]}, fold {c}: {counts[kept[r], c]}, {expected[kept[r], c]:.1f} would be even",
         small="darker is farther from even", axes=("class", "fold"),
     )  # fmt: skip
 
@@ -305,7 +312,9 @@ def level2(facts: Facts) -> Section | None:
     if not body and alike is None:
         return None
     body += [alike] if alike is not None else []
-    return Section("level2", "Level 2", body, ["nested", "second-order leak"] if facts.stacks else ["OOF"])
+    if not facts.stacks:
+        return Section("alike", "How alike runs err", body, ["OOF"])
+    return Section("level2", "Level 2", body, ["nested", "second-order leak"])
 
 
 def _stack(facts: Facts, entry: Entry) -> list[Any]:
@@ -360,8 +369,12 @@ def alikeness(facts: Facts) -> Markup | None:
 
 
 def _errors(entry: Entry) -> np.ndarray:
-    """What a run misses, flat: values less the truth, or the scores of its rows where values do not compare."""
+    """What a run misses, flat: values less the truth, or the scores of its rows where values do not compare.
+
+    Of large tables every k-th row, the same of each run.
+    """
     form = entry.task.form
     if form.spatial or form.searched:
         return entry.gains
-    return (np.asarray(entry.values, dtype=np.float64) - entry.task.soft(entry.truth)).ravel()
+    rows = slice(None, None, max(1, int(np.size(entry.values) // MOST)))
+    return (np.asarray(entry.values[rows], dtype=np.float64) - entry.task.soft(entry.truth[rows])).ravel()
