@@ -179,7 +179,7 @@ class Run:
             "settings": settings,
             "hardware": self.machine(),
             "inputs": inputs,
-            "versions": {name: _version(name) for name in LIBRARIES},
+            "versions": versions(),
             "commit": artefacts.commit(),
         }
         fixed = ("settings", "inputs") if joining else ("settings", "inputs", "hardware")
@@ -443,6 +443,11 @@ def write_yaml(path: Path, content: dict[str, Any]) -> None:
 
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
     artefacts.write_text(path, HEADER + text + END)
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries that predictions come of."""
+    return {name: _version(name) for name in LIBRARIES}
 
 
 def _version(name: str) -> str:

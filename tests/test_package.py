@@ -20,7 +20,7 @@ import small_tasks
 import small_training as small
 from conftest import Project
 
-from pipeline import launch, wheels
+from pipeline import budget, launch, wheels
 from pipeline.__main__ import main
 from pipeline.artefacts import Predictions
 from pipeline.errors import OutOfTime
@@ -213,18 +213,24 @@ def test_what_is_done_in_time_is_averaged(own, tmp_path, monkeypatch, members, s
     assert rows["label"].isin(list("abc")).all()
 
 
-def test_a_member_that_takes_too_long_is_ended(own, tmp_path, monkeypatch):
-    """A timed work is a process of its own even where it is alone, and stops where the budget ends."""
-    assert answer.WORK.timed
-    begun: list[str] = []
-    monkeypatch.setattr(
-        launch, "_together", lambda work, members: iter(begun.append(run.name) or 0 for run, _ in members)
-    )
+def test_members_at_work_are_stopped_when_the_time_is_over(own, tmp_path, monkeypatch):
+    """Even one alone: it is a process of its own, which ends without having predicted."""
     package = packaged(own, "source=one", "fold=0")
     monkeypatch.setenv("PIPELINE_ROOT", str(unpacked(package, tmp_path / "work", hidden(tmp_path / "hidden"))))
-    done = own.run("stage=answer", f"submission={tmp_path}/submission.csv")
-    assert begun == ["one"]
-    assert "0 of 1 members" in done.out
+    monkeypatch.setattr(budget, "over", lambda: True)
+    done = own.run("stage=answer", "budget=1h", f"submission={tmp_path}/submission.csv")
+    assert done.code == 0, done.err
+    assert "0 of 1 members; budget=1h ended before the other 1" in done.out
+    assert (tmp_path / "work/runs/noise/one/fold0/answer.log").exists()
+    assert not (tmp_path / "work/runs/noise/one/fold0/test.npz").exists()
+    assert len(pd.read_csv(tmp_path / "submission.csv")) == len(FRESH)
+
+
+def test_other_libraries_than_those_that_trained_are_told(own, tmp_path, monkeypatch):
+    package = packaged(own, "source=one", "fold=0")
+    monkeypatch.setattr(answer, "versions", lambda: {"timm": "0.0.1"})
+    done, _ = answered(own, monkeypatch, package, tmp_path / "work", hidden(tmp_path / "hidden"))
+    assert "→ 0.0.1" in done.out
 
 
 def test_mistakes_are_told_before_anything_is_written(own):

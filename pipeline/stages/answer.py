@@ -19,7 +19,7 @@ from pipeline.forms import EMBEDDINGS
 from pipeline.maps import Mean
 from pipeline.members import FOLDER
 from pipeline.packing import Chosen
-from pipeline.runs import Run
+from pipeline.runs import Run, versions
 from pipeline.stages import stack, submit
 from pipeline.tasks import Task, task_for
 
@@ -38,6 +38,7 @@ def run(asked: Config) -> list[Outcome]:
         f"answer {packing.spoken(chosen)}; {len(competition.test)} test images, {len(competition.sample)} rows of the "
         f"sample, on {config.device}"
     )
+    say_versions(chosen)
     keep_time()
     members = [(one, held_out) for held_out in chosen.held_out for one in chosen.runs.values()]
     try:
@@ -85,6 +86,16 @@ def _run(config: Config, name: str, known: dict[str, Any]) -> Run:
 
 def _level2(config: Config, name: str) -> Any:
     return artefacts.runs_folder(config) / FOLDER / name
+
+
+def say_versions(chosen: Chosen) -> None:
+    """Say which libraries are others than those that trained: predictions may then differ a little."""
+    here, trained = versions(), next(iter(chosen.runs.values())).stored()["versions"]
+    other = [
+        f"{name} {trained[name]} → {here[name]}" for name in trained if here.get(name, "") not in ("", trained[name])
+    ]
+    if other:
+        say(f"  libraries since training: {', '.join(other)}")
 
 
 def keep_time() -> None:
