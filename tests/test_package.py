@@ -248,6 +248,8 @@ def test_mistakes_are_told_before_anything_is_written(own):
     assert "predicted otherwise" in own.run("stage=package").err
     assert "6 to 50" in own.run("stage=package", "source=one", "package.name=abc").err
     assert "lower-case" in own.run("stage=package", "source=one", "package.name=My_Best").err
+    assert "a folder of their own" in own.run("stage=package", "data.test_images=.").err
+    assert "source=NAME" in own.run("stage=package", "blend=a.csv,b.csv").err
     assert "stage=answer works in a package" in own.run("stage=answer").err
     assert not list(own.root.glob("packages/noise/[!.]*"))
 

@@ -48,6 +48,7 @@ def refuse(config: Config) -> None:
     """Raise UserError for what cannot be packaged, before any data is read."""
     if config.blend:
         raise UserError("blend= mixes csvs, which answer no other test rows; package a run or a level 2: source=NAME")
+    packing.inputs(config)
 
 
 # --- what is chosen -----------------------------------------------------------------------------------------------
