@@ -21,6 +21,7 @@ from pipeline import backbone_names, budget, registry, tasks
 from pipeline.errors import UserError, nearest
 from pipeline.symmetry import check_symmetry
 
+TIMED = ("all", "auto", "train", "answer")  # the stages that keep to a budget
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -357,6 +358,14 @@ class Tune:
 
 
 @dataclass
+class Auto:
+    """What stage=auto chooses from."""
+
+    backbones: list[str] = option([], "nets to measure, from cheap to dear; empty: the usual ones for such images")
+    sizes: list[int] = option([], "image sizes to measure; empty: half, once and one and a half times image_size", low=1)
+
+
+@dataclass
 class Features:
     """Other models than networks, on descriptors of the images."""
 
@@ -512,6 +521,7 @@ class Config:
     report: Report = field(default_factory=Report)
     compare: Compare = field(default_factory=Compare)
     tune: Tune = field(default_factory=Tune)
+    auto: Auto = field(default_factory=Auto)
     features: Features = field(default_factory=Features)
     kaggle: Kaggle = field(default_factory=Kaggle)
     package: Package = field(default_factory=Package)
@@ -948,10 +958,9 @@ def _check_budget(config: Config) -> None:
         return
     budget.seconds_of(config.budget)
     asked = config.arguments.get("stage", "all")
-    if asked not in ("all", "train", "answer") and "budget" in config.arguments:
-        raise UserError(
-            f"budget={config.budget} goes with stage=all and stage=train, not with stage={asked}; leave it out"
-        )
+    if asked not in TIMED and "budget" in config.arguments:
+        timed = ", ".join(f"stage={name}" for name in TIMED)
+        raise UserError(f"budget={config.budget} goes with {timed}, not with stage={asked}; leave it out")
 
 
 def _check_upload(config: Config) -> None:

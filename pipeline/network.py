@@ -213,7 +213,14 @@ class TimmBackbone(nn.Module):
         super().__init__()
         common = {**_size_argument(name, image_size), **arguments, "in_chans": channels, "num_classes": 0}
         self.model = _create(name, pretrained, {**common, "global_pool": ""})
-        shape = _output_shape(self.model, channels, image_size)
+        try:
+            shape = _output_shape(self.model, channels, image_size)
+        except (AssertionError, RuntimeError, ValueError) as fault:
+            reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+            raise UserError(
+                f"backbone={name} takes no images of {image_size} px ({reason}); set a larger image_size, such as "
+                f"{max(32, 2 * image_size)}, or take a net for small images: model=small_image"
+            ) from fault
         self.pooled = len(shape) != 4 or shape[1] < shape[3]  # tokens (B, N, F), or a map with channels last
         if self.pooled:
             state = self.model.state_dict()

@@ -37,14 +37,19 @@ def rows(title: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
-def commands() -> list[str]:
-    """Every ./run.sh of a code block, or behind a prompt in one, without its comment; each once."""
+def command_lines() -> list[str]:
+    """Every ./run.sh of a code block, or behind a prompt in one, without its comment, as they come."""
     found = []
     for page in PAGES:
         for block in blocks(page.read_text(encoding="utf-8"), "sh", "console"):
             lines = [line.removeprefix("$ ").strip() for line in block.splitlines()]
             found += [re.split(r"\s+#\s", line)[0] for line in lines if line.startswith("./run.sh")]
-    return list(dict.fromkeys(found))
+    return found
+
+
+def commands() -> list[str]:
+    """The same, each once."""
+    return list(dict.fromkeys(command_lines()))
 
 
 def own_part() -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import Project
 from small_competition import table
-from test_docs import PAGES, SHOWN_AS_WRONG, TOOLS, blocks, commands, own_part
+from test_docs import PAGES, SHOWN_AS_WRONG, TOOLS, blocks, command_lines, own_part
 
 ELSEWHERE = {  # needs what a test has not; where it is run instead
     "upload=true": "tests/test_kaggle.py",
@@ -31,7 +31,7 @@ CLASSES = ("cat", "dog", "owl")
 
 def lines() -> list[str]:
     """The commands in the order of the pages; without tools, and what needs a part that a reader adds."""
-    kept = [line for line in commands() if shlex.split(line)[1:2] == [] or shlex.split(line)[1] not in TOOLS]
+    kept = [line for line in command_lines() if not {*shlex.split(line)[1:2]} & {*TOOLS}]
     return [line for line in kept if own_part() not in line and not any(word in line for word in ELSEWHERE)]
 
 
