@@ -362,7 +362,9 @@ class Auto:
     """What stage=auto chooses from."""
 
     backbones: list[str] = option([], "nets to measure, from cheap to dear; empty: the usual ones for such images")
-    sizes: list[int] = option([], "image sizes to measure; empty: half, once and one and a half times image_size", low=1)
+    sizes: list[int] = option(
+        [], "image sizes to measure; empty: half, once and one and a half times image_size", low=1
+    )
 
 
 @dataclass

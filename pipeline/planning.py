@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipeline import advice
+from pipeline import advice, tasks
 from pipeline.config import Config, read_named
 
 TRAINING = 0.8  # of what is left of the budget is planned with; epochs vary, and level 2 and the csv follow
@@ -72,7 +72,8 @@ class Plan:
 def candidates(config: Config) -> list[Candidate]:
     """The nets and sizes to measure, roughly from cheap to dear; ``auto.backbones`` and ``auto.sizes`` override."""
     scratch = small_from_scratch(config)
-    model = ("small_image_long" if config.task == "multiclass" else "small_image") if scratch else config.models[0]
+    small = "small_image_long" if tasks.facts(config.task)["learns"] == "classes" else "small_image"
+    model = small if scratch else config.models[0]
     backbones = config.auto.backbones or list(SCRATCH if scratch else USUAL)
     asked = [share for share in SIZES if share >= 1 or share * config.image_size >= LEAST_SIZE]
     sizes = config.auto.sizes or ([config.image_size] if scratch else [_round(s * config.image_size) for s in asked])

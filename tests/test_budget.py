@@ -132,4 +132,4 @@ def test_what_is_no_time_is_refused(root, project, text):
 
 def test_a_budget_is_of_what_trains(root, project):
     ended = project.run("stage=predict", "budget=1h")
-    assert (ended.code, "stage=all and stage=train" in ended.err) == (2, True)
+    assert (ended.code, "stage=all, stage=auto, stage=train" in ended.err) == (2, True)

@@ -60,7 +60,8 @@ def test_prediction_keeps_the_outputs(backbone):
     assert near.dtype == torch.float32
     assert float((near - expected).abs().max()) < 0.1 * float(expected.abs().max())
     assert not torch.equal(near, expected), "bf16 must not be fp32 in disguise"
-    assert sum(isinstance(module, nn.BatchNorm2d) for module in fast.modules()) == 0 or not norms
+    behind_pools = 3 if backbone.startswith("small_image") else 0  # a pool of maxima does not commute with a norm
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in fast.modules()) == min(norms, behind_pools)
     assert small.same(before, model.state_dict()), "the network itself stays as it was"
 
 

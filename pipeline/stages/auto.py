@@ -1,7 +1,7 @@
 """Auto: nets, image sizes, epochs and steps that fit a budget on this machine, by short measurements; then the recipe.
 
-The choice is written down before the first step, in ``runs/<competition>/auto-<budget>.json`` and in model files, and is
-not measured again: the same command goes on where it was stopped, on another machine too.
+The choice is written down before the first step, in ``runs/<competition>/auto-<budget>.json`` and in model files, and
+is not measured again: the same command goes on where it was stopped, on another machine too.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ def run(config: Config) -> list[Outcome]:
 
 def fingerprint(config: Config, competition: Competition) -> str:
     """Of what the choice depends on; not of the machine, where a stopped command may go on elsewhere."""
-    asked = {key: value for key, value in scoped(config, "run").items()}
-    return artefacts.fingerprint("auto", asked, config.models, vars(config.auto), competition.fingerprint, config.budget)
+    asked = dict(scoped(config, "run"))
+    return artefacts.fingerprint(
+        "auto", asked, config.models, vars(config.auto), competition.fingerprint, config.budget
+    )
 
 
 def settings(config: Config, names: list[str], steps: str) -> Config:
@@ -132,7 +134,7 @@ def told(
     lines = [f"auto: budget={config.budget}; {budget.spell(seconds)} of it for {folds} folds of each net"]
     for pace in paces:
         fits = pace.epochs(seconds, folds)
-        lines.append(f"  {str(pace.candidate):<{width}}  {pace.epoch:>7.3g} s an epoch of a member  {fits:>4} epochs fit")
+        lines.append(f"  {pace.candidate!s:<{width}}  {pace.epoch:>7.3g} s an epoch of a member  {fits:>4} epochs fit")
     lines += [f"  left out: {note}" for note in notes]
     return [*lines, *(f"  → {reason}" for reason in plan.reasons), f"  about {budget.spell(plan.seconds)} in all"]
 
@@ -151,7 +153,9 @@ def check_free(config: Config, record: Path) -> None:
     for name, layer in zip(names_of(config, 2), [*before.get("layers", []), None, None], strict=False):
         path = root() / "configs/model" / f"{name}.yaml"
         if path.exists() and not config.overwrite and (layer is None or read_named("model", name) != layer):
-            raise UserError(f"{shown(path)} exists and stage=auto did not write it as it is; overwrite=true replaces it")
+            raise UserError(
+                f"{shown(path)} exists and stage=auto did not write it as it is; overwrite=true replaces it"
+            )
     if before and not config.overwrite:
         warn(f"{shown(record)} was made for other settings or data, and is measured anew")
 
