@@ -619,7 +619,7 @@ def compose(arguments: dict[str, str], step: dict[str, Any] | None = None) -> Co
     step = check_layer(step or {}, f"configs/recipe/{typed.get('recipe', '')}")
     layers = _read_layers(typed, step)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), *(OmegaConf.create(_nest(layer)) for layer in layers))
+        merged = OmegaConf.merge(_blank(), *(OmegaConf.create(_nest(layer)) for layer in layers))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as fault:
         reason = str(fault).splitlines()[0]
@@ -629,6 +629,14 @@ def compose(arguments: dict[str, str], step: dict[str, Any] | None = None) -> Co
     tasks.settle(config)
     check(config)
     return config
+
+
+@functools.cache
+def _blank() -> Any:
+    """The keys with their types and defaults, which merging copies: making them costs more than all the rest."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(Config)
 
 
 def _read_layers(typed: dict[str, Any], step: dict[str, Any]) -> list[dict[str, Any]]:
