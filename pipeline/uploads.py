@@ -24,6 +24,8 @@ from pipeline.kaggle_client import SITE, Client, Submitted, slug_of
 FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 2.0, 60.0, 1.5  # seconds between two looks for a score
 LONGEST_MESSAGE = 500  # characters that Kaggle keeps
 
+NEEDED = {"csv", "slug", "message", "status"}  # of a record, or it is none of ours
+
 Record = dict[str, Any]
 
 
@@ -41,20 +43,21 @@ def upload(config: Config, client: Client, path: Path) -> Record:
 def records(path: Path) -> list[Record]:
     """The uploads that the json beside a csv tells of, the oldest first."""
     found = (artefacts.recorded(path.with_suffix(".json")) or {}).get("uploads")
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    return [one for one in found if isinstance(one, dict) and one.keys() >= NEEDED] if isinstance(found, list) else []
 
 
 def cv_of(facts: dict[str, Any]) -> Record | None:
     """What a submission's facts say of its CV: value, se (None of one fold), kind, metric; None where it has none."""
-    nested, own = facts.get("nested"), facts.get("cv")
-    if isinstance(nested, dict):
-        value, se, kind = nested["score"], nested["se"], "nested"
-    elif isinstance(own, dict):
-        value, se, kind = own["value"], own["se"], own["kind"]
-    else:
+    known: Record = next((facts[key] for key in ("nested", "cv") if isinstance(facts.get(key), dict)), {})
+    value, se = known.get("value", known.get("score")), known.get("se")
+    if not _finite(value):
         return None
-    se = None if se is None or math.isnan(se) else se
-    return {"value": value, "se": se, "kind": kind, "metric": facts.get("metric", "")}
+    kind = str(known.get("kind", "nested"))
+    return {"value": value, "se": se if _finite(se) else None, "kind": kind, "metric": facts.get("metric", "")}
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def refresh(config: Config, client: Client) -> list[Submitted]:
@@ -151,6 +154,8 @@ def _awaited(config: Config, client: Client, slug: str, path: Path, record: Reco
                 record = _store(path, record, _told(record, found))
             if record["status"] != "pending" or waited >= config.kaggle.wait:
                 break
+            if not waited:
+                say(f"waiting for its score, {config.kaggle.wait:g} s at most")
             step = min(pause, config.kaggle.wait - waited)
             time.sleep(step)
             advance(round(waited + step) - round(waited))
