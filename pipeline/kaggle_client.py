@@ -11,6 +11,7 @@ import contextlib
 import email.utils
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import io
 import json
@@ -29,6 +30,7 @@ from pipeline.errors import UserError
 
 SITE = "https://www.kaggle.com"
 INSTALL = ".venv/bin/pip install -c constraints.txt 'kaggle<2.2.5' six"  # 2.2.4 imports six, but does not ask for it
+OLDEST = 2  # the client's version
 PAGE, PAGES = 100, 50  # submissions a page of the list, and most pages
 SILENCE = 60.0  # seconds without a word from the server that end a request
 MEGABYTE = 10**6
@@ -62,9 +64,14 @@ def slug_of(config: Config) -> str:
 
 
 def check_installed() -> None:
-    """UserError, with the command that installs it, where the client is missing."""
+    """UserError, with the command that installs it, where the client is missing, or older than its questions here."""
     if missing := [name for name in ("kaggle", "six") if not importlib.util.find_spec(name)]:
         raise UserError(f"this needs Kaggle's client, but {' and '.join(missing)} is not installed; run {INSTALL}")
+    version = importlib.metadata.version("kaggle")
+    if int(version.partition(".")[0]) < OLDEST:
+        raise UserError(
+            f"this needs Kaggle's client from version {OLDEST} on, but {version} is installed; run {INSTALL}"
+        )
 
 
 def connect() -> Client:

@@ -25,7 +25,8 @@ class Kaggle:
     """What the stand-in knows, and how it is to behave.
 
     submissions: as it lists them, the newest first. pending: how often a new one is listed without a score; scores: its
-    scores then. left: what it says of the tries that are left today; None: it does not know the question. fails: by a
+    scores then. archive: what is downloaded; cut: after so many bytes the line breaks, once; direct: no redirect.
+    left: what it says of the tries that are left today; None: it does not know the question. fails: by a
     question's name, or "*" for all, (status, body): text, or what is made JSON. asked: the names of all questions.
     """
 
@@ -39,7 +40,7 @@ class Kaggle:
         self.asked: list[str] = []
         self.signed: set[str] = set()
         self.files: list[bytes] = []
-        self.archive, self.cut = b"", 0
+        self.archive, self.cut, self.direct = b"", 0, False
 
     def answer(self, question: str, asked: dict[str, Any], signature: str) -> tuple[int, Any]:
         """(status, body) of a question of the client's."""
@@ -99,6 +100,9 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self._body() or b"{}")
         if question == "DownloadDataFiles" and "*" not in kaggle.fails and question not in kaggle.fails:
             kaggle.asked.append(question)
+            if kaggle.direct:
+                self._send(200, kaggle.archive)
+                return
             self._send(302, b"", Location=f"http://localhost:{PORT}/store/{asked['competitionName']}.zip?signature=x")
             return
         if question == "GetSubmissionLimits" and kaggle.left is None:

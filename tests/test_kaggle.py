@@ -203,6 +203,9 @@ def test_arguments_are_checked_before_any_work(whales: Project, words: list[str]
 def test_a_missing_client_is_told_with_the_command_that_installs_it(whales: Project, monkeypatch) -> None:
     monkeypatch.setattr(kaggle_client.importlib.util, "find_spec", lambda name: None)
     refused(whales.run(*SUBMIT), "kaggle and six is not installed", "pip install -c constraints.txt 'kaggle<2.2.5' six")
+    monkeypatch.setattr(kaggle_client.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(kaggle_client.importlib.metadata, "version", lambda name: "1.7.4.5")
+    refused(whales.run(*SUBMIT), "from version 2 on, but 1.7.4.5 is installed", "pip install")
     assert not (whales.root / "submissions").exists()
 
 
@@ -375,7 +378,7 @@ def test_a_competition_is_downloaded_whole_once(whales: Project, kaggle: Kaggle)
     assert "unpacked before" in whales.run(*DOWNLOAD).out
     assert len(kaggle.asked) == count
     refused(whales.run(*DOWNLOAD, "kaggle.slug=other"), "holds humpbacks, not other")
-    kaggle.archive = zipped({"new.csv": b""})
+    kaggle.archive, kaggle.direct = zipped({"new.csv": b""}), True
     assert whales.run(*DOWNLOAD, "overwrite=true").code == 0
     assert [path.name for path in folder.iterdir()] == ["new.csv"]
 

@@ -86,7 +86,7 @@ def unpack(packed: Path, folder: Path) -> None:
     """The files of a zip, below folder; UserError where a name would leave it, or where the zip is damaged."""
     try:
         with zipfile.ZipFile(packed) as content:
-            members = _members(content, folder)
+            members = _members(content)
             total = sum(entry.file_size for entry in members.values())
             free = shutil.disk_usage(packed.parent).free
             if total > free:
@@ -104,15 +104,18 @@ def unpack(packed: Path, folder: Path) -> None:
         raise UserError(f"what came is no whole zip ({fault}) and was deleted; run the same command again") from fault
 
 
-def _members(content: zipfile.ZipFile, folder: Path) -> dict[str, zipfile.ZipInfo]:
-    """The files in a zip by their path below folder."""
+def _members(content: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The files in a zip by their path below the folder that they are unpacked into."""
     files = [entry for entry in content.infolist() if not entry.is_dir()]
     named = {entry.filename.replace("\\", "/").removeprefix("./"): entry for entry in files}
     outside = [
         name for name, entry in named.items() if not archives.stays(name) or stat.S_ISLNK(entry.external_attr >> 16)
     ]
     if outside:
-        raise UserError(f"the zip holds names that lead out of their folder: {some(outside)}; nothing was unpacked")
+        raise UserError(
+            f"the zip holds names that lead out of their folder: {some(outside)}; nothing was unpacked: look into "
+            f"{shown(Path(str(content.filename)))} yourself"
+        )
     if secret := [entry.filename for entry in files if entry.flag_bits & 1]:
         raise UserError(f"the zip is encrypted: {some(secret)}; unpack it by hand with its password")
     return named
