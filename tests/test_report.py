@@ -22,7 +22,7 @@ from pipeline.maps import Maps
 from pipeline.report import answers, attention, charts, labels
 from pipeline.report.facts import Facts, opened, scores_of
 from pipeline.report.markup import Markup, tag, text
-from pipeline.runs import Run
+from pipeline.runs import HEADER, Run
 from pipeline.tasks import task_for
 
 VOID = {"br", "img", "input", "meta", "!doctype"}
@@ -235,6 +235,21 @@ def test_it_is_reused_until_something_changes(whales):
     assert "0.55000" in path.read_text()
 
 
+def test_a_level2_is_scored_as_it_was_recorded(whales):
+    """Where its numbers were chosen for each part of nested CV alone, what its rows say now is not nested."""
+    path = whales.root / "runs/whales/level2/stack/level2.json"
+    made = json.loads(path.read_text())
+    path.write_text(json.dumps({**made, "score": {"score": 0.6543, "se": 0.01, "folds": [0.6, 0.7, 0.65]}}))
+    found = page(whales)
+    assert "0.6543 ± 0.0100 nested" in found.text
+    assert "not nested: the numbers of its submission" in found.text
+    [stack] = Facts(drawn.config()).stacks
+    assert (stack.score.value, stack.exact) == (0.6543, False)
+    assert all(np.isnan(stack.over(entry)).all() for entry in Facts(drawn.config()).entries)
+    ended = whales.run("stage=compare", "runs=mate,stack", "compare.draws=200")
+    assert "not nested: the numbers of its submission, chosen on all rows; its nested score: 0.6543" in ended.out
+
+
 def test_names_cannot_become_tags(project):
     evil = "<script>alert(1)</script>"
     drawn.write(project.root, classes=("cat", evil, "owl&\"'"))
@@ -267,9 +282,13 @@ def test_what_is_missing_makes_a_shorter_page(project):
 def test_a_damaged_run_is_named_and_the_others_stand(whales):
     (whales.root / "runs/whales/mate/fold0/oof.npz").write_bytes(b"cut short")
     (whales.root / "runs/whales/level2/stack/level2.json").write_text("{")
+    (whales.root / "runs/whales/other/config.yaml").write_text(HEADER + "stage: train\n")
+    (whales.root / "runs/whales/mate-r1/full").mkdir()
     found = page(whales)
+    assert "other/config.yaml is damaged" in found.text
     assert "mate/fold0/oof.npz is damaged" in found.text
-    assert "other" in found.text
+    assert "level2/stack/level2.json is damaged" in found.text
+    assert [one.name for one in Facts(drawn.config()).entries] == ["mate-r1"]
 
 
 # --- every task ---------------------------------------------------------------------------------------------------

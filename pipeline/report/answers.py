@@ -29,10 +29,10 @@ def answers(facts: Facts) -> Section | None:
     drawn = [(entry, DRAWN[entry.task.form.name](entry)) for entry in facts.shown if entry.task.form.name in DRAWN]
     if not drawn:
         return None
-    body: list[Any] = [[tag("h3", entry.name, " ", badge(entry.made_by)), parts] for entry, parts in drawn]
+    body: list[Any] = [[tag("h3", entry.name, " ", badge(entry.rows_by)), parts] for entry, parts in drawn]
     if all(entry.task.form.name in NARROW and len(entry.task.columns) > 2 for entry, _ in drawn):
         body = [tag("div", [tag("div", part) for part in body], class_="sides")]
-    return Section("answers", "Answers and truth", body, sorted({entry.made_by for entry, _ in drawn}, reverse=True))
+    return Section("answers", "Answers and truth", body, sorted({entry.rows_by for entry, _ in drawn}, reverse=True))
 
 
 NARROW = ("classes",)  # forms of which two stand side by side
@@ -295,14 +295,14 @@ def calibration(facts: Facts) -> Section | None:
         "et al. 2017). Of single members; an average of members, as on test, is more modest."
     )
     body = [tag("div", [chart, share], class_="grid"), table(head, [_believed(*one) for one in told]), said]
-    return Section("calibration", "Calibration", body, sorted({entry.made_by for entry, _, _ in told}, reverse=True))
+    return Section("calibration", "Calibration", body, sorted({entry.rows_by for entry, _, _ in told}, reverse=True))
 
 
 def _believed(entry: Entry, sure: np.ndarray, right: np.ndarray) -> list[Any]:
     """The cells of a run."""
     loss = entry.task.form.distance(entry.truth, entry.values).mean()
     error = calibration_error(sure, right)
-    return [entry.name, badge(entry.made_by), float(sure.mean()), float(right.mean()), error, float(loss)]
+    return [entry.name, badge(entry.rows_by), float(sure.mean()), float(right.mean()), error, float(loss)]
 
 
 def sure_of_classes(entry: Entry) -> tuple[np.ndarray, np.ndarray]:

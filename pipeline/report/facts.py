@@ -6,6 +6,7 @@ What is missing or damaged is told as a problem of its run: a report never fails
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,11 +33,25 @@ UNEQUAL = ("tuned",)  # settings that say where others come from
 
 
 @dataclass(frozen=True)
+class Kept(Run):
+    """A run whose config.yaml is read once: a report asks for it often, and changes nothing."""
+
+    @cached_property
+    def _read(self) -> dict[str, Any]:
+        return super().stored()
+
+    def stored(self) -> dict[str, Any]:
+        """See ``Run``."""
+        return self._read
+
+
+@dataclass(frozen=True)
 class Entry:
     """A run, or a level 2, with what it says of training rows that it did not learn from.
 
     rows: (n,) int64, places of these rows in the training table. folds: (n,) their folds. made_by: what made its
-    scores, such as "OOF", "OOF, partial: fold 0 of 5" or "nested". run: None of a level 2.
+    scores, such as "OOF", "OOF, partial: fold 0 of 5" or "nested". run: None of a level 2. told: the score that a level
+    2 was recorded with: where it chose numbers for each part of nested CV alone, only that one is nested.
     """
 
     name: str
@@ -50,16 +65,32 @@ class Entry:
     made_by: str
     settings: Any
     run: Run | None = None
+    told: Score | None = None
 
     @cached_property
     def seen(self) -> tuple[np.ndarray, np.ndarray]:
         """What the metric looks at."""
         return self.metric.seen(self.truth, self.values)
 
-    @cached_property
+    @property
     def score(self) -> Score:
         """Of all rows, with the folds' own."""
+        return self.told or self.scored
+
+    @cached_property
+    def scored(self) -> Score:
+        """The score of what is here, row by row: of a level 2 with the numbers that its submission has."""
         return evaluate.score_seen(self.metric, *self.seen, self.folds, self.made_by)
+
+    @property
+    def exact(self) -> bool:
+        """Whether rows and score are of the same answers."""
+        return bool(np.isclose(self.score.value, self.scored.value, equal_nan=True))
+
+    @property
+    def rows_by(self) -> str:
+        """What made the answers that are here, row by row."""
+        return self.made_by if self.exact else "not nested: the numbers of its submission"
 
     @property
     def competition(self) -> Competition:
@@ -82,7 +113,7 @@ class Entry:
 
     def over(self, other: Entry) -> tuple[float, float]:
         """Its gain over another's predictions of the same rows, and the paired standard error of that."""
-        if not np.array_equal(self.rows, other.rows):
+        if not (np.array_equal(self.rows, other.rows) and self.exact and other.exact):
             return math.nan, math.nan
         samples = int(np.clip(DRAWS / max(1, np.size(self.seen[1])), 100, 1000))
         return evaluate.paired(self.metric, other.seen[1], self.seen[1], self.seen[0], samples=samples)
@@ -118,7 +149,7 @@ class Facts:
     @cached_property
     def runs(self) -> list[Run]:
         """Every run of which there is anything, by name."""
-        return [Run(self.config, name) for name in run_names(self.config)]
+        return [Kept(self.config, name) for name in run_names(self.config)]
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -177,17 +208,17 @@ class Facts:
 
     def parent(self, run: Run) -> Run | None:
         """The run that another came from: of a round the one before, of a student the plain run; else the baseline."""
-        names = [one.name for one in self.runs]
+        names = {one.name: one for one in self.runs}
         stem, dash, end = run.name.rpartition("-")
         if dash and end == "distilled" and stem in names:
-            return Run(self.config, stem)
+            return names[stem]
         if dash and end[:1] == "r" and end[1:].isdigit():
             before = f"{stem}-r{int(end[1:]) - 1}"
             chosen = before if before in names else stem
             if chosen in names:
-                return Run(self.config, chosen)
+                return names[chosen]
         first = next((name for name in [*self.config.models, *names] if name in names), "")
-        return Run(self.config, first) if first != run.name else None
+        return names[first] if first != run.name else None
 
     @cached_property
     def submissions(self) -> list[dict[str, Any]]:
@@ -223,12 +254,12 @@ def run_names(config: Config) -> list[str]:
 
 def opened(run: Run) -> Run:
     """The run with the settings that it was made with."""
-    return Run(run.as_trained(), run.name) if run.has_networks else run
+    return Kept(run.as_trained(), run.name) if run.has_networks else run
 
 
 def of_run(facts: Facts, name: str) -> Entry | None:
     """A run's OOF, of the folds that it has; None where it has none."""
-    run = Run(facts.config, name)
+    run = next(one for one in facts.runs if one.name == name)
     there = [fold for fold in range(run.count) if (run.member((fold,)) / "oof.npz").is_file()]
     if not there:
         return None
@@ -243,12 +274,15 @@ def of_run(facts: Facts, name: str) -> Entry | None:
 def of_level2(facts: Facts, name: str) -> Entry:
     """A level 2's nested predictions."""
     nested = Predictions.load(facts.level2 / name / "nested.npz")
-    settings = facts.described(name).get("settings")
+    made = facts.described(name)
+    settings, told = made.get("settings"), made.get("score")
     task = task_for(replace(facts.config, **settings), facts.competition) if settings else facts.task
     ids = facts.competition.train["id"].to_numpy()
     rows = np.flatnonzero(facts.folds >= 0)
     check_columns(task, nested)
-    return entry_of(facts, task, rows, nested.align(ids[rows], f"nested predictions of {name}"), "nested", name)
+    aligned = nested.align(ids[rows], f"nested predictions of {name}")
+    recorded = Score(told["score"], told["se"], "nested", told["folds"]) if isinstance(told, dict) else None
+    return dataclasses.replace(entry_of(facts, task, rows, aligned, "nested", name), told=recorded)
 
 
 def entry_of(

@@ -81,7 +81,9 @@ def badge(made_by: str) -> Markup:
     """What made a number, in a pill: nested and OOF have their colours, what flatters a number a warning's."""
     plain = made_by.startswith(("OOF", "nested"))
     kind = made_by.partition(",")[0].partition(" ")[0].lower() if plain else ""
-    flatters = any(word in made_by for word in ("own fold", "leak", "not CV", "no CV", "optimistic", "partial"))
+    flatters = any(
+        word in made_by for word in ("own fold", "leak", "not nested", "not CV", "no CV", "optimistic", "partial")
+    )
     return tag("span", made_by, class_=f"badge {'warn' if flatters else kind}".strip())
 
 

@@ -86,15 +86,16 @@ def _whisker(entry: Entry) -> Whisker:
 def _standing(facts: Facts, entry: Entry) -> list[Any]:
     """The cells of a scored run or level 2."""
     score = entry.score
-    each = dict(zip(np.unique(entry.folds).tolist(), score.folds, strict=True))
+    folds = np.unique(entry.folds).tolist()
+    each = dict(zip(folds, score.folds, strict=True)) if len(folds) == len(score.folds) else {}
     spent = seconds(entry.run) if entry.run else stack_seconds(facts, entry.name)
     front = [
         _name(entry.name, _remarks(entry)),
         measured(score.value, score.se),
         Cell(badge(entry.made_by), entry.made_by),
     ]
-    folds = [number(each.get(fold, math.nan)) for fold in range(facts.count)]
-    return [*front, *folds, _over_parent(facts, entry), *_public(facts, entry.name), number(spent, ",.0f")]
+    cells = [number(each.get(fold, math.nan)) for fold in range(facts.count)]
+    return [*front, *cells, _over_parent(facts, entry), *_public(facts, entry.name), number(spent, ",.0f")]
 
 
 def _name(name: str, remarks: str) -> Cell:
@@ -167,8 +168,8 @@ def _origins(facts: Facts) -> Markup:
 def _differs(facts: Facts, run: Run, parent: Run | None) -> Cell:
     if parent is None:
         return Cell("")
-    if run.name in facts.problems:
-        return Cell(facts.problems[run.name], wide=True)
+    if damaged := [one.name for one in (run, parent) if one.name in facts.problems]:
+        return Cell(f"not known: see {damaged[0]}", wide=True)
     if not run.stored():
         return Cell(tag("span", "adopted: its settings are not known", class_="faint"))
     return chips(differences(run, parent) or ["nothing: another training of the same settings"])

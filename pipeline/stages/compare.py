@@ -91,8 +91,12 @@ def common(first: Entry, second: Entry) -> tuple[Entry, Entry]:
 
 def fingerprint(facts: Facts, pair: tuple[Entry, Entry]) -> str:
     """What the answer depends on."""
-    files = [sorted(one.run.folder.glob("fold*/oof.npz") if one.run else facts.level2.glob(f"{one.name}/nested.npz"))
-             for one in pair]  # fmt: skip
+    files = [
+        sorted(one.run.folder.glob("fold*/oof.npz"))
+        if one.run
+        else [facts.level2 / one.name / name for name in ("level2.json", "nested.npz")]
+        for one in pair
+    ]
     digests = [[artefacts.file_digest(file) for file in each] for each in files]
     config, compare = facts.config, dataclasses.asdict(facts.config.compare)
     data = (facts.competition.fingerprint, facts.folds.tolist(), config.task, config.metric, config.rerankings)
@@ -125,8 +129,8 @@ def judged(facts: Facts, first: Entry, second: Entry) -> tuple[dict[str, Any], l
     said = contrast.verdict(p, low, high)
     told = [
         f"{facts.config.metric} on {len(first.rows)} rows that both have",
-        f"  {first.name:<24} {first.score}",
-        f"  {second.name:<24} {second.score}",
+        f"  {first.name:<24} {scored(first)}",
+        f"  {second.name:<24} {scored(second)}",
         f"  {second.name} over {first.name}: {gain:+.4f} ± {error:.4f} (paired, rows), 95 % {low:+.4f} … {high:+.4f} "
         f"(bootstrap of {both.count} {kind})",
         f"  {said} (permutation of answers within {kind}, Noreen 1989, two-sided, {draws} draws)",
@@ -137,6 +141,15 @@ def judged(facts: Facts, first: Entry, second: Entry) -> tuple[dict[str, Any], l
     )
     facts_ = {"gain": gain, "se": error, "low": low, "high": high, "p": p, "rows": len(first.rows)}
     return {**facts_, "said": f"{second.name} over {first.name}: {gain:+.4f} ± {error:.4f}; {said}"}, told
+
+
+def scored(one: Entry) -> str:
+    """The score of the rows that are compared, and what made it."""
+    if one.exact:
+        return str(one.scored)
+    return (
+        f"{one.scored.value:.4f} ± {one.scored.se:.4f} {one.rows_by}, chosen on all rows; its nested score: {one.score}"
+    )
 
 
 def slower(draws: int, both: Both) -> int:
@@ -155,7 +168,7 @@ def witnesses(facts: Facts, one: Entry) -> tuple[np.ndarray, str]:
 
 def by_fold(first: Entry, second: Entry) -> list[str]:
     """The difference of each fold's scores."""
-    gains = first.metric.sign * (np.array(second.score.folds) - np.array(first.score.folds))
+    gains = first.metric.sign * (np.array(second.scored.folds) - np.array(first.scored.folds))
     each = "  ".join(f"{fold}: {gain:+.4f}" for fold, gain in zip(np.unique(first.folds), gains, strict=True))
     better = int((gains > 0).sum())
     return [f"fold by fold  {each}  ({second.name} is better in {better} of {len(gains)})"]

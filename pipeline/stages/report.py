@@ -71,10 +71,11 @@ def fingerprint(facts: Facts) -> str:
         if not path.relative_to(folder).parts[0].startswith(".")
     )
     outside = artefacts.submissions_folder(config)
-    files += sorted([*outside.glob("*.json"), *outside.glob("looks.csv"), *folder.glob("*/f*/best.ckpt")])
+    files += sorted([*outside.glob("*.json"), *outside.glob("looks.csv")])
     digests = {shown(path): artefacts.file_digest(path) for path in files}
+    weights = sorted(shown(path) for path in folder.glob("*/f*/best.ckpt"))  # whose content train.json speaks for
     settings = {key: value for key, value in flatten(config).items() if key.startswith(("report.", "mine."))}
     asked = (config.run, config.stack.name, config.task, config.metric, config.models, settings)
     cleaning = importlib.util.find_spec("cleanlab") is not None
     data = (facts.competition.fingerprint, facts.folds.tolist())
-    return artefacts.fingerprint("report", VERSION, digests, asked, cleaning, data)
+    return artefacts.fingerprint("report", VERSION, digests, weights, asked, cleaning, data)
