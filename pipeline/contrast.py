@@ -101,9 +101,9 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def verdict(p: float, low: float, high: float) -> str:
-    """In words; more than noise where the test and the interval say so."""
+    """In words, of the second; more than noise where the test and the interval say so."""
     if math.isnan(p) or math.isnan(low):
         return "nothing can be said: too few rows"
     if p < SURE and (low > 0 or high < 0):
-        return f"more than noise: p = {p:.2g}, and the interval holds no 0"
+        return f"{'better' if low > 0 else 'worse'} by more than noise: p = {p:.2g}, and the interval holds no 0"
     return f"no more than noise: p = {p:.2g}" + ("" if low > 0 or high < 0 else ", and the interval holds 0")

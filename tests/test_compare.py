@@ -88,7 +88,8 @@ def test_equal_answers_are_no_difference():
     assert contrast.permutation(same, 500) == 1
     assert contrast.interval(same, 200) == (0, 0)
     assert contrast.verdict(1.0, 0.0, 0.0).startswith("no more than noise")
-    assert contrast.verdict(0.01, 0.1, 0.2).startswith("more than noise")
+    assert contrast.verdict(0.01, 0.1, 0.2).startswith("better by more than noise")
+    assert contrast.verdict(0.01, -0.2, -0.1).startswith("worse by more than noise")
     assert contrast.verdict(0.01, -0.1, 0.2).startswith("no more than noise")
 
 
@@ -109,7 +110,7 @@ def test_two_runs_row_by_row(whales):
     assert ended.code == 0, ended.err
     assert "other over mate: +0.5000 ± 0.1508 (paired, rows)" in ended.out
     assert "right: both 4, mate alone 0, other alone 6, neither 2; McNemar's exact p = 0.031" in ended.out
-    assert "more than noise: p = 0.0" in ended.out
+    assert "  better by more than noise: p = 0.0" in ended.out
     assert "fold by fold  0: +0.5000  1: +0.5000  (other is better in 2 of 2)" in ended.out
     folder = whales.root / "runs/whales"
     table = pd.read_csv(folder / "compare-mate-other.csv", dtype={"id": str})
@@ -124,6 +125,7 @@ def test_two_runs_row_by_row(whales):
     assert (folder / "compare-mate-other.json").read_bytes() == before
     turned = whales.run("stage=compare", "runs=other,mate", "compare.draws=2000")
     assert "mate over other: -0.5000 ± 0.1508" in turned.out
+    assert "  worse by more than noise" in turned.out
 
 
 def test_level2_and_the_rows_that_both_have(whales):

@@ -22,6 +22,7 @@ from pipeline.maps import Maps
 from pipeline.report import answers, attention, charts, labels
 from pipeline.report.facts import Facts, opened, scores_of
 from pipeline.report.markup import Markup, tag, text
+from pipeline.report.page import image
 from pipeline.runs import HEADER, Run
 from pipeline.tasks import task_for
 
@@ -146,6 +147,15 @@ def test_an_axis_holds_its_values_at_round_numbers(values):
     assert np.diff(axis.ticks) == pytest.approx(axis.ticks[1] - axis.ticks[0])
     for tick in axis.ticks:
         assert len(charts.written(tick)) <= 7
+
+
+def test_large_pictures_are_shrunk_and_tiny_ones_keep_their_pixels():
+    import cv2
+
+    for shape, kind, size in (((300, 200, 3), "jpeg", (176, 117, 3)), ((8, 6, 1), "png", (8, 6, 3))):
+        found = image(np.full(shape, 200, dtype=np.uint8))
+        [data] = re.findall(rf'src="data:image/{kind};base64,([^"]+)"', found)
+        assert cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR).shape == size
 
 
 def test_leaderboard_scores_are_found_in_their_places():

@@ -97,7 +97,8 @@ th[aria-sort="descending"] button::after { content: "↓"; opacity: 1; }
 .card { border: 1px solid var(--edge); border-radius: .7rem; padding: .7rem .8rem; min-width: 0; }
 .card > b { font-size: .85rem; } .card .faint { font-size: .78rem; }
 .thumbs { display: flex; flex-wrap: wrap; gap: .45rem; margin: .45rem 0; }
-.thumbs figure { width: 4.6rem; } .thumbs.large { flex-wrap: nowrap; } .thumbs.large figure { flex: 0 1 8.6rem; }
+.thumbs figure { width: 4.6rem; } .thumbs.photo figure { width: 9.2rem; max-width: 47%; }
+.thumbs.large { flex-wrap: nowrap; } .thumbs.large figure { flex: 0 1 8.6rem; }
 .thumbs figcaption { font-size: .7rem; line-height: 1.25; font-weight: 400; color: var(--faint); margin: .2rem 0 0; }
 img { display: block; width: 100%; height: auto; border-radius: .35rem; } img.tiny { image-rendering: pixelated; }
 .chances { display: grid; grid-template-columns: minmax(2rem, max-content) 1fr 3rem; gap: .12rem .6rem;

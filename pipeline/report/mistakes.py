@@ -15,7 +15,7 @@ from pipeline.report import attention
 from pipeline.report.answers import covered_of
 from pipeline.report.facts import Entry, Facts
 from pipeline.report.markup import Markup, tag
-from pipeline.report.page import Section, chances, note, picture
+from pipeline.report.page import TINY, Section, chances, note, picture
 from pipeline.sheets import drawn
 
 LOOKED = 12  # of the worst rows, those with maps of where their member looked
@@ -42,8 +42,9 @@ def card(entry: Entry, row: int, pictures: list[Markup], *words: Any, large: boo
     """One row: its id, its pictures, and what is said of it."""
     title = tag("b", entry.ids[row])
     fold = tag("span", f" fold {entry.folds[row]}", class_="faint")
-    shown = tag("div", pictures, class_=f"thumbs{' large' if large else ''}")
-    return tag("article", title, fold, shown, words, class_="card")
+    found = None if large else pixels(entry, row)
+    size = " large" if large else " photo" if found is not None and max(found.shape[:2]) > TINY else ""
+    return tag("article", title, fold, tag("div", pictures, class_=f"thumbs{size}"), words, class_="card")
 
 
 def pixels(entry: Entry, row: int) -> np.ndarray | None:

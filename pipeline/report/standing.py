@@ -18,7 +18,7 @@ from pipeline.report.page import Cell, Section, badge, chips, gained, joined, me
 from pipeline.runs import Run
 
 CURVES = 16  # runs whose learning curves are drawn, the best first
-CLASSES = 30  # classes of a matrix
+CLASSES, UNEVEN = 30, 12  # classes of a matrix; of more, the least even
 SPEED = ("epoch", "seconds", "images_per_second", "waiting", "memory_gb")  # of log.csv: no curves
 NAMED = {"loss": "training loss", "score": "score on its own fold", "lr": "learning rate of the last step"}
 RUN, STACK = 0, 2  # colours
@@ -162,7 +162,7 @@ def _origins(facts: Facts) -> Markup:
         made = facts.described(entry.name)
         call = " + ".join(filter(None, [made.get("method"), made.get("decision")]))
         rows.append([tag("b", entry.name), ", ".join(made.get("members", [])), Cell(tag("code", call), call)])
-    return table(["run", "came from", "differs in"], rows)
+    return table(["run", "compared with", "differs in"], rows)
 
 
 def _differs(facts: Facts, run: Run, parent: Run | None) -> Cell:
@@ -253,8 +253,8 @@ def _counts(names: list[str], counts: np.ndarray, folds: np.ndarray) -> Markup:
                            in enumerate((counts > 0).sum(axis=0))], form=",.0f")  # fmt: skip
     expected = counts.sum(axis=1, keepdims=True) * (sizes / sizes.sum())[None]
     off = np.abs(counts - expected) / np.maximum(expected, 1)
-    kept = np.sort(np.argsort(-off.max(axis=1), kind="stable")[:CLASSES])
-    part = f" (the {CLASSES} least even of {len(names)})" if len(names) > CLASSES else ""
+    kept = np.sort(np.argsort(-off.max(axis=1), kind="stable")[: len(off) if len(off) <= CLASSES else UNEVEN])
+    part = f" (the {UNEVEN} least even of {len(names)})" if len(names) > CLASSES else ""
     return charts.matrix(
         f"rows of each class, fold by fold{part}",
         [names[row] for row in kept], [str(fold) for fold in range(len(sizes))], off[kept],
