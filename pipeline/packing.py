@@ -71,7 +71,8 @@ def as_predicted(config: Config, name: str, held_out: tuple[int, ...]) -> Run:
         raise UserError(f"{shown(path)} is missing; make it with {run.command('predict')} fold={fold}")
     made_by = Predictions.load(path).made_by
     known = {key: made_by[key] for key in ("views", "scales", "merge") if key in made_by}
-    return Run(replace(run.config, level=made_by.get("level", "last"), **known), name)
+    known |= {"level": made_by.get("level", "last"), "pseudo__crossfit": bool(made_by.get("crossfit"))}
+    return Run(replace(run.config, **known), name)
 
 
 # --- the files ----------------------------------------------------------------------------------------------------

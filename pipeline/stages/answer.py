@@ -150,6 +150,8 @@ def combined(
     A level 2 needs all its runs of a fold, so folds that lack one are left out; without any whole fold the members that
     are done are averaged, without any member the training rows' mean is the answer.
     """
+    if not len(competition.test):
+        return task, Predictions(np.zeros(0, np.str_), np.zeros((0, len(task.columns))), task.space), "no test image"
     whole = [held_out for held_out in chosen.held_out if all((one, held_out) in done for one in chosen.runs.values())]
     count = len(chosen.runs) * len(chosen.held_out)
     late = f"; budget={config.budget} ended before the other {count - len(done)}" if len(done) < count else ""
@@ -163,8 +165,6 @@ def combined(
     if done:
         means = f"{how}; their plain mean stands for level 2" if chosen.level2 is not None else how
         return task, Predictions.mean([read(competition, *member) for member in done]), means
-    if not len(competition.test):
-        return task, Predictions(np.zeros(0, np.str_), np.zeros((0, len(task.columns))), task.space), "no test image"
     if task.form.searched or task.form.spatial:
         raise UserError(f"{how}: nothing is predicted; give a longer budget=, or fewer members: source=RUN fold=0")
     certain = task.soft(task.targets(competition.targets))
