@@ -290,6 +290,18 @@ def test_runs_without_weight_stay_at_home(own, tmp_path, monkeypatch):
     assert "2 of 2 members" in done.out
 
 
+def test_a_member_of_all_rows_is_packaged_without_cv(own, tmp_path, monkeypatch):
+    words = ("run=one", "fold=full", "epochs=1", "seed=0")
+    assert own.run("stage=train", *words).code == own.run("stage=predict", *words).code == 0
+    made = own.run("stage=package", "source=one", "fold=full")
+    assert "one: 1 member, no CV" in made.out
+    package = own.root / "packages/noise/noise-one"
+    assert [path.parent.name for path in package.rglob("*.safetensors")] == ["full"]
+    done, rows = answered(own, monkeypatch, package, tmp_path / "work", hidden(tmp_path / "hidden"))
+    assert done.code == 0, done.err
+    assert len(rows) == len(FRESH)
+
+
 def test_side_features_travel_with_their_codes(own, tmp_path, monkeypatch):
     stack = ("stage=stack", "stack.methods=lightgbm(features=True)", "stack.decisions=none")
     assert own.run(*stack).code == 0
