@@ -7,6 +7,8 @@ To serve decoders too, it tells its stages, each half the size of the one before
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import nn
 
@@ -16,10 +18,11 @@ MOMENTUM = 0.2  # of the running statistics: at torch's 0.1 they trail behind in
 
 
 def _convolution(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-    pools = [nn.MaxPool2d(2)] if pool else []  # before the norm, which then has a quarter of the work
-    norm = nn.BatchNorm2d(outputs, momentum=MOMENTUM)
-    return nn.Sequential(convolution, *pools, norm, nn.ReLU(inplace=True))
+    layers: dict[str, nn.Module] = {"convolution": nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)}
+    if pool:  # before the norm, which then has a quarter of the work
+        layers["pool"] = nn.MaxPool2d(2)
+    layers |= {"norm": nn.BatchNorm2d(outputs, momentum=MOMENTUM), "activation": nn.ReLU(inplace=True)}
+    return nn.Sequential(OrderedDict(layers))
 
 
 class _Residual(nn.Module):
