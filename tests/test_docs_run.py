@@ -77,9 +77,11 @@ def test_every_command_runs(project: Project) -> None:
     draw_whales(project.root / "data/whales")
     save_file(timm.create_model("resnet18").state_dict(), project.root / "resnet18.safetensors")
     shorten(project)
-    wrong = {}
+    wrong, new = {}, 0
     for line in lines():
-        words = shlex.split(line)[1:] + next((more for word, more in SHORTER.items() if word in line), [])
+        new += "stage=new" in line
+        again = ["overwrite=true"] if "stage=new" in line and new > 1 else []  # the page before answered a question
+        words = shlex.split(line)[1:] + again + next((more for word, more in SHORTER.items() if word in line), [])
         answer = project.run(*words)
         with project.capsys.disabled():
             print(f"{answer.code}  {line}", flush=True)

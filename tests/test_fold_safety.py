@@ -370,6 +370,17 @@ def test_a_student_is_no_teacher_unless_named(root, project, teacher):
     assert "teacher student," in project.run("stage=distill", "run=third", "distill.teacher=student", "epochs=1").out
 
 
+def test_a_student_keeps_its_teacher_though_a_better_run_was_made_meanwhile(root, project, teacher):
+    assert project.run("stage=distill", "run=student").code == 0
+    assert project.run("stage=train", "run=later").code == project.run("stage=predict", "run=later").code == 0
+    for fold in (0, 1):
+        give("later", fold, certain([0] * 8), certain(truth_of(fold), 0.9))
+    again = project.run("stage=distill", "run=student")
+    assert again.code == 0, again.err
+    assert "teacher tiny," in again.out
+    assert "teacher later," in project.run("stage=distill", "run=student", "overwrite=true").out
+
+
 def truth_of(fold: int) -> list[int]:
     truth = Multiclass(CLASSES).targets(load(small.config()).targets)
     return truth[folds() == fold].tolist()

@@ -19,6 +19,7 @@ from pipeline.runs import Run, folder_digest, predicted_runs
 from pipeline.stages import predict, train
 from pipeline.tasks import facts, lacks, task_for
 
+RECORD = "soft.json"
 LEAK = {
     "member": "",
     "oof": "second-order leak: soft labels from OOF",
@@ -72,9 +73,15 @@ def distill(config: Config, name: str) -> Outcome:
 
 
 def find_teachers(config: Config, student: str) -> list[Run]:
-    """The named runs, or the predicted run with the best OOF score that is no student."""
+    """The named runs, else those that taught the student before, else the predicted run with the best OOF score.
+
+    A student is none of them. A recipe that comes again keeps its teacher, though better runs were made meanwhile.
+    """
     if config.distill.teacher:
         return [Run(config, name) for name in config.distill.teacher]
+    record = artefacts.run_folder(config, student) / RECORD
+    if not config.overwrite and (taught_by := (artefacts.recorded(record) or {}).get("teachers")):
+        return [Run(config, name) for name in taught_by]
     runs = [r for r in predicted_runs(config) if r.name != student and not _learned_from(r, "train.soft")]
     if config.distill.source != "oof":
         runs = [r for r in runs if r.has_networks]  # else no models to label rows with: adopted, neighbours, features
@@ -102,7 +109,7 @@ def write_soft_labels(student: Run, teachers: list[Run], folder: Path) -> None:
     digests = [artefacts.file_digest(p / n) for p in parents for n in ("test.npz", "oof.npz")]
     asked = (config.distill.source, config.distill.unlabelled, scoped(config, "predict"))
     print_ = artefacts.fingerprint(*asked, [t.name for t in teachers], digests)
-    record, draft = folder.parent / "soft.json", folder.parent / "soft.draft"
+    record, draft = folder.parent / RECORD, folder.parent / "soft.draft"
     known = artefacts.finished(record, print_, folder)
     if known and known.get("digest") == folder_digest(folder):
         return
@@ -121,7 +128,7 @@ def write_soft_labels(student: Run, teachers: list[Run], folder: Path) -> None:
     record.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
-    artefacts.finish(record, print_, digest=digest)
+    artefacts.finish(record, print_, digest=digest, teachers=[teacher.name for teacher in teachers])
 
 
 def _mean(taught: list[Predictions]) -> Predictions:
