@@ -9,7 +9,7 @@ import pytest
 import small_competition
 from conftest import SOURCE, Project
 
-from pipeline import Competition, stages
+from pipeline import Competition, budget, stages
 from pipeline.errors import UserError
 
 TINY = {"epochs": 1, "batch_size": 64, "backbone": "small_image(width=2)", "models": ["small_image"]}
@@ -74,6 +74,12 @@ def test_a_root_holds_for_its_competition_alone(
     here.split(folds__count=3)
     assert (project.root / "folds/digits.csv").is_file()
     assert Competition("digits").root == SOURCE
+
+
+def test_a_budget_is_of_one_call(project: Project) -> None:
+    digits = Competition("digits", folds__count=2, train__threads=1, **TINY)
+    digits.train(fold=0, budget="1h")
+    assert budget.limit() is None
 
 
 def test_it_shows_its_table(project: Project) -> None:

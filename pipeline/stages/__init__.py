@@ -32,10 +32,13 @@ def perform(arguments: dict[str, str], tables: bool = True) -> list[Outcome]:
     config = compose(arguments)
     budget.begin(config.budget)
     log = None if config.name else artefacts.runs_folder(config) / events.NAME  # name: of one that is not there yet
-    with console.command(config.quiet, log, config.arguments, tables):
-        outcomes = run_stage(config)
-        if config.quiet:
-            console.close(outcomes)
+    try:
+        with console.command(config.quiet, log, config.arguments, tables):
+            outcomes = run_stage(config)
+            if config.quiet:
+                console.close(outcomes)
+    finally:
+        budget.begin("")  # another command of this process has its own
     return outcomes
 
 
