@@ -134,6 +134,11 @@ def stacking(config: Config, runs: Sequence[Run]) -> float:
     return STACKING[0] + STACKING[1] * rows * columns
 
 
+def afterwards(config: Config, run: Run, limit: Limit) -> float:
+    """Seconds that a recipe keeps for its steps behind the trainings and predictions of a run like this."""
+    return limit.saving().seconds + MARGIN * (STARTING + stacking(config, [run]))
+
+
 # --- the recipe ---------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pipeline import advice, tasks
 from pipeline.config import Config, read_named
 
-TRAINING = 0.8  # of what is left of the budget is planned with; epochs vary, and level 2 and the csv follow
+TRAINING = 0.9  # of the time for trainings and predictions is planned with; epochs vary
 LONGER = 2.0  # times the epochs that were asked for, from which a second net gains more
 LONG = 15  # epochs from which small nets want what keeps them from learning the rows by heart
 SCRATCH = ("small_image(width=16)", "small_image(width=32)", "small_image(width=64)")

@@ -87,7 +87,9 @@ def test_a_run_that_stacks_like_any_other(trained):
     assert oof.values.shape == (32, 3)
     assert [part.values.shape for part in tests] == [(8, 3)] * 2
     np.testing.assert_allclose(oof.values.sum(axis=1), 1, atol=1e-5)
-    assert (oof.values.argmax(axis=1) == run.truth(task)).mean() > 0.6, "classes differ in brightness, and chance is a third"
+    assert (oof.values.argmax(axis=1) == run.truth(task)).mean() > 0.6, (
+        "classes differ in brightness, and chance is a third"
+    )
     assert run.predicted()
     assert not (tests[0].values == tests[1].values).all(), "each member has an embedding of its own"
 

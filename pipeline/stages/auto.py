@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import artefacts, budget, planning
+from pipeline import artefacts, budget, limited, planning
 from pipeline.artefacts import shown
 from pipeline.competition import Competition, load
 from pipeline.config import Config, compose, read_named, replace, root, scoped
@@ -71,9 +71,10 @@ def settings(config: Config, names: list[str], steps: str) -> Config:
 
 def choose(config: Config, competition: Competition, limit: budget.Limit) -> dict[str, Any]:
     """The plan as plain values: model layers, the recipe, and the lines that tell it."""
-    folds = Run(config, "auto").count
-    paces, notes = measured(config, limit, folds, len(competition.test))
-    seconds = planning.TRAINING * max(limit.left(), 1.0)
+    sample = Run(config, "auto")
+    folds, after = sample.count, limited.afterwards(config, sample, limit)
+    paces, notes = measured(config, limit, folds, after, len(competition.test))
+    seconds = planning.TRAINING * max(limit.left() - after, 1.0)
     share = len(competition.test) / max(len(competition.train), 1)
     plan = planning.plan(paces, seconds, folds, config.epochs, share)
     return {
@@ -84,8 +85,8 @@ def choose(config: Config, competition: Competition, limit: budget.Limit) -> dic
     }
 
 
-def measured(config: Config, limit: budget.Limit, folds: int, test: int) -> tuple[list[Pace], list[str]]:
-    """The paces of the candidates, and why others have none."""
+def measured(config: Config, limit: budget.Limit, folds: int, after: float, test: int) -> tuple[list[Pace], list[str]]:
+    """The paces of the candidates, and why others have none; after: seconds kept for what follows the trainings."""
     paces: list[Pace] = []
     notes: list[str] = []
     whole = limit.left()
@@ -100,7 +101,7 @@ def measured(config: Config, limit: budget.Limit, folds: int, test: int) -> tupl
             continue
         paces.append(pace)
         say(f"  {candidate}: {pace.epoch:.3g} s an epoch of a member")
-        if planning.hopeless(pace, planning.TRAINING * limit.left(), folds, config.epochs):
+        if planning.hopeless(pace, planning.TRAINING * (limit.left() - after), folds, config.epochs):
             notes.append(f"what is larger than {candidate}: not measured")
             break
     if not paces:
