@@ -7,9 +7,11 @@ Unknown keys, wrong types, values out of range and unknown parts fail here, befo
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import functools
+import io
 import math
 import os
 import typing
@@ -717,15 +719,22 @@ def read_layer(path: Path) -> dict[str, Any]:
 def read_yaml(path: Path) -> Any:
     """A YAML file's plain contents; a fault in it names file and line."""
     import yaml
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        return OmegaConf.to_container(OmegaConf.load(root() / path)) or {}
+        return copy.deepcopy(_parsed((root() / path).read_text(encoding="utf-8")))
     except FileNotFoundError as fault:
         raise UserError(f"{path} does not exist") from fault
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as fault:
         raise UserError(f"{path} cannot be read as YAML: {fault}") from fault
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    """A YAML file's contents; kept, since a recipe that has nothing to do reads a run's config.yaml dozens of times."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text))) or {}
 
 
 def check_layer(layer: Any, where: str) -> dict[str, Any]:
