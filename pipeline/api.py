@@ -142,7 +142,7 @@ class Competition:
         done = self._of(self.root, self.settings)
         with self._inside():
             try:
-                done.outcomes = stages.perform({**self.settings, **_texts({**settings, "stage": stage})}, tables=False)
+                done.outcomes = stages.perform({**self.settings, **_texts({**settings, "stage": stage})}, alone=False)
             except OutOfTime as end:
                 console.say(f"{end}; all finished work is kept. The same call goes on")
         return done

@@ -97,9 +97,10 @@ def spell(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m"
 
 
-def begin(text: str) -> None:
-    """Count the command's time from the beginning of its process; an empty text is no limit."""
-    _limits[:] = [Limit(text, seconds_of(text), clock() - age())] if text else []
+def begin(text: str, since_start: bool = True) -> None:
+    """Count the command's time from the beginning of its process, or from now; an empty text is no limit."""
+    spent = age() if since_start else 0.0
+    _limits[:] = [Limit(text, seconds_of(text), clock() - spent)] if text else []
 
 
 def limit() -> Limit | None:

@@ -60,13 +60,13 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def measured(run: object) -> pace.Speed:
         asked.append(run.config.backbone)  # type: ignore[attr-defined]
-        return pace.Speed(10, 0.2 if "width=2" in asked[-1] else 200.0, 0.1)
+        return pace.Speed(10, 700.0 if "width=2" in asked[-1] else 2e5, 0.1)
 
     monkeypatch.setattr(pace, "measured", measured)
     return asked
 
 
-AUTO = ("stage=auto", "budget=10m", "auto.backbones=small_image(width=2),small_image(width=4)", "folds.count=2",
+AUTO = ("stage=auto", "budget=10h", "auto.backbones=small_image(width=2),small_image(width=4)", "folds.count=2",
         "epochs=1", "train.threads=1", "stack.methods=mean")  # fmt: skip
 
 
@@ -74,10 +74,10 @@ def test_the_choice_is_written_run_and_not_made_again(project: Project, speeds: 
     answer = project.run(*AUTO)
     assert answer.code == 0, answer.err
     assert "→ small_image(width=2) at 24 px" in answer.out
-    layer = read_named("model", "auto_10m")
+    layer = read_named("model", "auto_10h")
     assert (layer["backbone"], layer["image_size"], layer["epochs"]) == ("small_image(width=2)", 24, 2)
     assert (project.root / "submissions/digits/stack.csv").is_file()
-    assert (project.root / "runs/digits/auto_10m/fold1/oof.npz").is_file()
+    assert (project.root / "runs/digits/auto_10h/fold1/oof.npz").is_file()
     speeds.clear()
     again = project.run(*AUTO)
     assert again.code == 0
@@ -88,7 +88,7 @@ def test_the_choice_is_written_run_and_not_made_again(project: Project, speeds: 
 def test_what_cannot_be_is_said_before_any_work(project: Project, speeds: list[str]) -> None:
     assert "needs to know how long" in project.run("stage=auto").err
     assert "leave run out" in project.run("stage=auto", "budget=10m", "run=mine").err
-    (project.root / "configs/model/auto_10m.yaml").write_text("backbone: resnet18\n")
+    (project.root / "configs/model/auto_10h.yaml").write_text("backbone: resnet18\n")
     answer = project.run(*AUTO)
     assert answer.code == 2
     assert "stage=auto did not write it" in answer.err

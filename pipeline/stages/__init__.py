@@ -23,17 +23,18 @@ def check_name(name: str) -> None:
         raise UserError(f"stage={name}, but the stages are {', '.join(names())}{nearest(name, names())}")
 
 
-def perform(arguments: dict[str, str], tables: bool = True) -> list[Outcome]:
+def perform(arguments: dict[str, str], alone: bool = True) -> list[Outcome]:
     """Do what a command's arguments ask for: settle the config, run the stage, and log what it says.
 
-    tables: print the closing table, of a recipe or a quiet command; else whoever called shows what is returned.
+    alone: the process is for this command, whose budget begins with it, and whose closing table is printed; else a
+    notebook calls, which may be hours old, and shows what is returned.
     """
     check_name(arguments.get("stage", "all"))
     config = compose(arguments)
-    budget.begin(config.budget)
+    budget.begin(config.budget, since_start=alone)
     log = None if config.name else artefacts.runs_folder(config) / events.NAME  # name: of one that is not there yet
     try:
-        with console.command(config.quiet, log, config.arguments, tables):
+        with console.command(config.quiet, log, config.arguments, tables=alone):
             outcomes = run_stage(config)
             if config.quiet:
                 console.close(outcomes)
