@@ -110,7 +110,7 @@ def _added(run: Run, task: Task, metric: Metric, held_out: tuple[int, ...], leve
     member = prediction.open_member(run.member(held_out), config, run.competition, task, machine)
     rows = np.flatnonzero(np.isin(run.folds, held_out))
     files = run.competition.train["file"].tolist()
-    source = masked.Source(member.config, run.competition, files, "train images")
+    source = masked.Source(member.config, run.competition, files, masked.TRAIN)
     truth: Any = task.targets(run.competition.targets)[rows]
     geometry = Geometry("" if member.config.data.resize == masked.TILES else member.config.data.resize)
     strips = prediction.map_strips(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.tasks import Task
 
 TILES = "tiles"
+TRAIN, TEST = "train images", "test images"  # what images are: as bars call them, and what a broken one means
 PLANES = "planes"  # what a file holds that has no predictions but what is to be learned
 PLACE = 1_000_003  # keeps the draws of a square's place apart from those of its augmentation
 
@@ -149,22 +150,22 @@ def _place(stores: Sequence[Planes], row: int) -> tuple[int, int]:
 class Source:
     """The images of some files, in each of the ways that members look at them.
 
-    files: specs, relative to the competition's folder. sizes: (N, 2) int64, height and width of each image.
+    files: specs, relative to the competition's folder. what: TRAIN or TEST; a test image that does not decode is
+    predicted as a grey one, where a training image stops the work. sizes: (N, 2) int64, height and width of each image.
     """
 
     def __init__(self, config: Config, competition: Competition, files_: Sequence[str], what: str) -> None:
         self.config, self.competition, self.files = config, competition, list(files_)
-        self.label = f"{competition.name} {what}"
+        self.label, self.broken = f"{competition.name} {what}", "fill" if what == TEST else "stop"
         self.sizes = sizes_of(config, competition, self.files)
 
     def square(self, size: int) -> Any:
         """Images made square, of size × size."""
-        broken = "fill" if "test" in self.label else "stop"
-        return stores.open_files(self.config, self.competition.folder, self.files, size, broken, self.label)
+        return stores.open_files(self.config, self.competition.folder, self.files, size, self.broken, self.label)
 
     def own_size(self, scale: float = 1.0) -> Any:
         """Images at tiles.scale · scale of their own size."""
-        return own_size(self.config, self.competition, self.files, self.label, scale)
+        return own_size(self.config, self.competition, self.files, self.label, self.broken, scale)
 
 
 def read(config: Config, competition: Competition, spec: str) -> np.ndarray:
@@ -183,7 +184,7 @@ def learned_from(
     planes: of the training images, if not the truth's alone, and then of the test images.
     """
     planes = planes or [planes_of(config, competition, task)]
-    tables = zip((competition.train, competition.test), ("train images", "test images"), planes, strict=False)
+    tables = zip((competition.train, competition.test), (TRAIN, TEST), planes, strict=False)
     sources = [Source(config, competition, table["file"].tolist(), what) for table, what, _ in tables]
     if config.data.resize != TILES:
         return Whole([source.square(config.image_size) for source in sources], planes)
@@ -200,8 +201,11 @@ def sizes_of(config: Config, competition: Competition, files_: Sequence[str]) ->
     return np.array([header[row] for row in range(len(files_))], dtype=np.int64).reshape(-1, 2)
 
 
-def own_size(config: Config, competition: Competition, files_: Sequence[str], label: str, scale: float = 1.0) -> Any:
-    """(H, W, C) images by row, at tiles.scale · scale of their own size."""
+def own_size(
+    config: Config, competition: Competition, files_: Sequence[str], label: str, broken: str, scale: float = 1.0
+) -> Any:  # fmt: skip
+    """(H, W, C) images by row, at tiles.scale · scale of their own size; broken: what becomes of those that do not
+    decode, "fill" or "stop"."""
     data, factor = config.data, config.tiles.scale * scale
     steps = tuple(registry.complete("preprocesses", call) for call in data.preprocess)
     sizes_ = sizes_of(config, competition, files_)
@@ -213,7 +217,7 @@ def own_size(config: Config, competition: Competition, files_: Sequence[str], la
                 files_[row], competition.folder, reader=data.reader, limit_pixels=limit, channels=data.channels
             )
         except BrokenImage as fault:
-            if "test" not in label:
+            if broken == "stop":
                 raise UserError(f"{fault}; replace it, or leave it out of the table") from fault
             warn(f"{fault}; it is predicted as a grey image")
             found = np.full((*sizes_[row], data.channels), images.FILL, dtype=np.uint8)

@@ -203,21 +203,21 @@ class MapMember(Member):
 
     def write_own(self, rows: np.ndarray, folder: Path, made_by: dict[str, Any]) -> None:
         """Write ``oof.npz`` and the maps beside it."""
-        self._write(folder / "oof.npz", self.competition.train, rows, "train images", made_by)
+        self._write(folder / "oof.npz", self.competition.train, rows, masked.TRAIN, made_by)
 
     def write_test(self, folder: Path, made_by: dict[str, Any]) -> None:
         """Write ``test.npz`` and the maps beside it."""
         rows = np.arange(len(self.competition.test))
-        self._write(folder / "test.npz", self.competition.test, rows, "test images", made_by)
+        self._write(folder / "test.npz", self.competition.test, rows, masked.TEST, made_by)
 
     def label(self, rows: np.ndarray, path: Path) -> Predictions:
         """The maps of training rows, which are written to path."""
-        self._write(path, self.competition.train, rows, "train images", {})
+        self._write(path, self.competition.train, rows, masked.TRAIN, {})
         return Predictions.load(path)
 
     def some(self, rows: np.ndarray) -> np.ndarray:
         """(n,) float64 in 0…1: the pixels of the maps of these test rows."""
-        source = masked.Source(self.config, self.competition, self.competition.test["file"].tolist(), "test images")
+        source = masked.Source(self.config, self.competition, self.competition.test["file"].tolist(), masked.TEST)
         strips = map_strips(self.networks, self.task, source, rows, self.views, self.config)
         return np.concatenate([strip.ravel() / 255 for _, strip in strips])
 

@@ -194,7 +194,7 @@ def _pictures(run: Run, task: Task, held_out: tuple[int, ...]) -> tuple[Table, S
 
 def _pairs(run: Run, task: Task, held_out: tuple[int, ...]) -> tuple[Table, Source, Any]:
     config, competition = run.config, run.competition
-    train = masked.Source(config, competition, competition.train["file"].tolist(), "train images")
+    train = masked.Source(config, competition, competition.train["file"].tolist(), masked.TRAIN)
     table, planes = member_table(run, task, held_out, np.zeros(0, dtype=np.int64)), _planes(run, task, held_out)
     if config.data.resize == masked.TILES:
         table = table.take(np.repeat(np.arange(len(table)), config.tiles.repeat))

@@ -209,6 +209,19 @@ def test_an_odd_row_is_left_out_where_one_image_cannot_train(project, decoder: s
     assert "batch_size=1; set batch_size=2 or more" in alone.err
 
 
+@pytest.mark.parametrize("resize", ["stretch", "tiles"])
+def test_a_broken_training_image_stops_whatever_the_competition_is_called(project, resize: str) -> None:
+    folder = small_masks.write(project.root, rows=5)
+    (project.root / "configs/competition/squares.yaml").rename(project.root / "configs/competition/latest.yaml")
+    words = "competition=latest", f"data.resize={resize}", "data.cache_gb=0.1"
+    assert project.run("stage=split", *words).code == 0
+    image = folder / "train_images/a01.png"
+    image.write_bytes(image.read_bytes()[:60])  # its size can still be read
+    ended = project.run("stage=train", "fold=full", *words)
+    assert ended.code == 2
+    assert "a01.png" in ended.err
+
+
 def test_stages_before_training_look_at_masks(project) -> None:
     small_tasks.write_masks(project.root, "objects", rows=10, tests=2)
     for stage in ("find_lr", "find_batch", "preview"):
