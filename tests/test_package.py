@@ -466,8 +466,11 @@ def is_alone() -> bool:
     return tool is not None and subprocess.run([tool, "-n", "true"], capture_output=True).returncode == 0
 
 
+ALONE = pytest.mark.skipif(not is_alone(), reason="unshare -n needs rights that this machine does not give")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not is_alone(), reason="unshare -n needs rights that this machine does not give")
+@ALONE
 def test_the_notebook_answers_like_predict_without_a_network(own, tmp_path, monkeypatch):
     """In an environment that lacks what wheels.txt names, whose wheels are put together from what is installed here."""
     monkeypatch.setattr(wheels, "fetch", lambda wanted, folder: [wheel(line, folder) for line in wanted])
@@ -477,11 +480,54 @@ def test_the_notebook_answers_like_predict_without_a_network(own, tmp_path, monk
     python = image(tmp_path / "image", lacking)
     bare = subprocess.run([python, "-c", "import torch, pandas, omegaconf"], capture_output=True, text=True)
     assert "No module named 'omegaconf'" in bare.stderr
+    check_notebook(own, monkeypatch, package, python, tmp_path)
+
+
+@pytest.mark.slow
+@ALONE
+def test_the_notebook_answers_in_an_empty_environment_from_the_wheels_alone(own, tmp_path, monkeypatch):
+    """A new environment with a notebook's kernel and nothing else; every package comes from pip as a wheel."""
+    python = empty(tmp_path / "image")
+    has = sorted(kernel_packages(python))
+    try:
+        package = packaged(own, "package.wheels=true", "package.budget=20m", f"package.has={','.join(has)}")
+    except AssertionError as fault:
+        if "pip download failed" in str(fault):
+            pytest.skip("no package registry is within reach")
+        raise
+    lacking = (package / "wheels.txt").read_text().split()
+    assert {"torch", "timm", "lightgbm", "pandas"} <= {line.partition("==")[0] for line in lacking}
+    assert len(list((package / "wheels").glob("*.whl"))) == len(lacking)
+    bare = subprocess.run([python, "-c", "import torch"], capture_output=True, text=True)
+    assert "No module named 'torch'" in bare.stderr
+    check_notebook(own, monkeypatch, package, python, tmp_path)
+    assert kernel_packages(python) == {*has, *(wheels.plain(line.partition("==")[0]) for line in lacking)}
+
+
+def empty(folder: Path) -> Path:
+    """A new virtual environment with pip and a notebook's kernel alone; its Python. Skips without a registry."""
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin/python"
+    constraints = str(small.SOURCE / "constraints.txt")
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", constraints]
+    if subprocess.run([*pip, "ipykernel"]).returncode:
+        pytest.skip("no package registry is within reach")
+    return python
+
+
+def kernel_packages(python: Path) -> set[str]:
+    """What an environment has, by names as PEP 503 writes them."""
+    tell = "from importlib import metadata as m; print(*(d.metadata['Name'] for d in m.distributions()))"
+    done = subprocess.run([python, "-I", "-c", tell], capture_output=True, text=True, check=True)
+    return {wheels.plain(name) for name in done.stdout.split()}
+
+
+def check_notebook(own: Project, monkeypatch: pytest.MonkeyPatch, package: Path, python: Path, tmp_path: Path) -> None:
+    """Run by that Python without a network, a package's notebook answers as predict, stack and submit do."""
     kernel = tmp_path / "jupyter/kernels/image"
     kernel.mkdir(parents=True)
     argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "image", "language": "python"}))
-
     inputs, place = hidden(tmp_path / "hidden"), tmp_path / "working"
     place.mkdir()
     driver = ["unshare", "-n", sys.executable, "-c", DRIVER, str(package), str(inputs), str(tmp_path / "work")]
