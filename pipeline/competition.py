@@ -10,14 +10,14 @@ import functools
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipeline import artefacts, files, mask_truth, queries, registry, tasks
+from pipeline import artefacts, files, mask_truth, queries, registry, tasks, unlabelled
 from pipeline.artefacts import shown
 from pipeline.config import Config, Data, Mask, root
 from pipeline.console import say, warn
@@ -36,7 +36,8 @@ class Competition:
     rows under their own names; of masks the share of the image that each class covers. table, test_table: all columns
     of the train and test csv, row by row. sample: the sample submission, its first column the ids. fingerprint: changes
     when a table or an image (its name or size) does. masks: of the training rows, where the competition has such. With
-    data.gallery its rows follow those of the test in test and test_table.
+    data.gallery its rows follow those of the test in test and test_table. unlabelled: columns id, file of the images of
+    data.unlabelled, no rows where there are none; they are no part of the fingerprint, see ``unlabelled.digest``.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Competition:
     test_table: pd.DataFrame
     fingerprint: str
     masks: Told | None = None
+    unlabelled: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"id": [], "file": []}, dtype=str))
 
     def column(self, name: str, key: str) -> np.ndarray:
         """(N,) text: a column of the training table; UserError, naming the key, where it is absent or has gaps."""
@@ -85,7 +87,7 @@ def load(config: Config, forgiving: bool = False) -> Competition:
     folder = _folder(config)
     data = config.data
     names = [data.train_csv, data.test_csv, data.sample, data.train_images, data.test_images, data.gallery]
-    names.append(config.mask.folder)
+    names += [config.mask.folder, *([unlabelled.base(data)] if data.unlabelled else [])]
     changed = tuple(os.stat(folder / name).st_mtime_ns if (folder / name).exists() else 0 for name in names)
     known = tasks.facts(config.task)
     form = str(known["form"]) if known.get("spatial") else ""
@@ -127,13 +129,13 @@ def _load(
             f"{name}: {len(both)} images are training and test rows at once: {some(both)}; "
             "remove them from one table, or correct data.test_csv, data.sample or data.test_images"
         )
-    print_ = _print(folder, data, [*train["file"], *test["file"]])
+    print_, more = _print(folder, data, [*train["file"], *test["file"]]), unlabelled.rows(folder, data, train, test)
     if form:
         told, targets = _masks(folder, data, mask, form, (train, whole, test, sample), forgiving)
         print_ = artefacts.fingerprint(print_, mask_truth.digest(told.source, mask))
-        return Competition(name, folder, train, targets, test, sample, table, test_table, print_, told)
+        return Competition(name, folder, train, targets, test, sample, table, test_table, print_, told, more)
     targets = table[data.target].apply(lambda cells: cells.str.strip())  # "cat " is no other class than "cat"
-    return Competition(name, folder, train, targets, test, sample, table, test_table, print_)
+    return Competition(name, folder, train, targets, test, sample, table, test_table, print_, unlabelled=more)
 
 
 def _packed(name: str, folder: Path, data: Data, mask: Mask, form: str) -> Competition:

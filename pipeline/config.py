@@ -116,6 +116,10 @@ class Data:
         "", "csv of outside images beside it, with the columns of train.csv; they join the training rows alone",
         scope="run",
     )  # fmt: skip
+    unlabelled: str = option(
+        "", "folder (or zip) in data.folder, or pattern of paths in it, of more images that nobody labelled; those of "
+        "the tables are left out"
+    )  # fmt: skip
     features: list[str] = option([], "columns of both tables that level 2 may use beside the predictions")
     tables: list[str] = option([], "more csv files whose columns level 2 may use, joined by the id")
     packed: str = option(
@@ -829,6 +833,7 @@ def check(config: Config) -> None:
     registry.build("schedules", config.schedule)(0, 1000)  # a schedule may refuse its arguments together
     _check_pair(config)
     _check_pixels(config.data)
+    _check_unlabelled(config.data)
     _check_loader(config)
     _check_checkpointing(config)
     _check_devices(config)
@@ -906,6 +911,20 @@ def _check_pixels(data: Data) -> None:
             )
     if registry.bind("normalises", data.normalise)[1].arguments.get("patch", 1) % 2 == 0:
         raise UserError(f"data.normalise={data.normalise}, but patch is an odd number, such as 3: it has a middle")
+
+
+def _check_unlabelled(data: Data) -> None:
+    """Images that nobody labelled lie in data.folder, and have no row that tells a box."""
+    path = Path(data.unlabelled)
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(
+            f"data.unlabelled={data.unlabelled} would leave data.folder; move the images there, or link their folder"
+        )
+    if data.unlabelled and data.box:
+        raise UserError(
+            f"data.unlabelled={data.unlabelled} has no table, and so no boxes to crop to, which data.box="
+            f"{','.join(data.box)} asks for; leave one of them out"
+        )
 
 
 def unbatched(config: Config) -> list[str]:

@@ -48,6 +48,11 @@ def test_store(config: Config, competition: Competition, size: int) -> Images:
     return _open(config, competition, competition.test["file"].tolist(), size, "fill", "test images")
 
 
+def unlabelled_store(config: Config, competition: Competition, size: int) -> Images:
+    """The images of data.unlabelled at size × size; those that do not decode are its ``broken``, with a warning."""
+    return _open(config, competition, competition.unlabelled["file"].tolist(), size, "skip", "unlabelled images")
+
+
 def extra_store(config: Config, outside: Extra) -> Images:
     """The outside images at the training size; those that do not decode stop the stage."""
     return open_files(config, outside.folder, outside.files, config.image_size, "stop", "outside images")
