@@ -7,7 +7,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from pipeline import registry
+from pipeline import genotypes, registry
 from pipeline.errors import UserError, nearest
 
 
@@ -43,6 +43,8 @@ def check(text: str) -> None:
     own = registry.parts("backbones")
     if name in own:
         registry.bind("backbones", text)
+        if own[name].facts.get("genotype"):
+            genotypes.read(text)
         return
     if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
         return

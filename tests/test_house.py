@@ -21,8 +21,9 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["errors", "events", "environment", "torchvision_fix", "forms", "rle", "orders", "notebook"],
     ["console"],
     ["budget", "registry", "archives", "patterns", "pictures", "windows"],
+    ["genotypes"],
     ["stacking", "policies", "batched", "surgery", "segmenters", "maps", "sheets", "ranking"],
-    ["fitting", "linear", "convolution", "gallery", "mining", "clusters", "lists"],
+    ["fitting", "linear", "convolution", "gallery", "mining", "clusters", "lists", "blocks"],
     ["backbone_names", "symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
     ["recommended"],
     ["config", "nested"],
@@ -54,8 +55,9 @@ HEAVY = (
     "surgery",
     "segmenters",
     "convolution",
+    "blocks",
 )  # made of torch; what uses them imports them when it is called
-LIGHT = [floor for names in FLOORS[:16] for floor in names if not floor.endswith("*") and floor not in HEAVY]
+LIGHT = [floor for names in FLOORS[:17] for floor in names if not floor.endswith("*") and floor not in HEAVY]
 LIGHT += ["runs", "members", "launch", "limited", "stages", "tuned", "blended", "fused"]
 TASK_NAMES = {*tasks.names(), "segmentation", "retrieval"}
 
