@@ -119,6 +119,8 @@ def competition(p: Picture) -> None:
     p.stage(0.7, 3.78, 1.1, 0.42, "split")
     p.path((1.25, 3.78), (1.25, 3.38))
     p.file(0.15, 2.92, 2.2, 0.44, "folds/NAME.csv")
+    p.stage(0.15, 2.2, 0.92, 0.4, "select")
+    p.path((0.61, 2.6), (0.61, 2.9))
     p.path((2.35, 3.14), (2.68, 3.14))
     p.path((2.35, 5.15), (2.68, 5.15))
 

@@ -340,6 +340,23 @@ class Compare:
 
 
 @dataclass
+class Active:
+    """What stage=select proposes to label."""
+
+    count: int = option(100, "images that stage=select proposes to label", low=1)
+    criteria: list[str] = option(
+        [], "what makes an image worth a label; empty: margin, disagreement and diversity, as far as task and run have "
+        "them", choices=("entropy", "margin", "disagreement", "diversity"),
+    )  # fmt: skip
+    weights: list[float] = option([], "weight of each of active.criteria; empty: all alike", low=0)
+    pool: str = option(
+        "all", "images to choose from: test images, those of data.unlabelled, or all",
+        choices=("all", "test", "unlabelled"),
+    )  # fmt: skip
+    views: bool = option(False, "count views and scales as opinions of their own, for disagreement; predicted anew")
+
+
+@dataclass
 class Report:
     """What report.html shows."""
 
@@ -526,6 +543,7 @@ class Config:
     stack: Stack = field(default_factory=Stack)
     knn: Knn = field(default_factory=Knn)
     mine: Mine = field(default_factory=Mine)
+    active: Active = field(default_factory=Active)
     report: Report = field(default_factory=Report)
     compare: Compare = field(default_factory=Compare)
     tune: Tune = field(default_factory=Tune)
@@ -834,6 +852,7 @@ def check(config: Config) -> None:
     _check_pair(config)
     _check_pixels(config.data)
     _check_unlabelled(config.data)
+    _check_active(config.active)
     _check_loader(config)
     _check_checkpointing(config)
     _check_devices(config)
@@ -924,6 +943,18 @@ def _check_unlabelled(data: Data) -> None:
         raise UserError(
             f"data.unlabelled={data.unlabelled} has no table, and so no boxes to crop to, which data.box="
             f"{','.join(data.box)} asks for; leave one of them out"
+        )
+
+
+def _check_active(active: Active) -> None:
+    """Each criterion is named once, and has a weight or none has."""
+    named = f"active.criteria={','.join(active.criteria)}"
+    if len(set(active.criteria)) < len(active.criteria):
+        raise UserError(f"{named} names a criterion twice; name each once, and give it a weight with active.weights")
+    if active.weights and (len(active.weights) != len(active.criteria) or not any(active.weights)):
+        raise UserError(
+            f"active.weights={','.join(f'{weight:g}' for weight in active.weights)}, but {named}; give each a "
+            "weight, one of them above 0"
         )
 
 

@@ -180,11 +180,20 @@ class PlaneNetwork(Network):
         self.segmenter.prune(level)
         self.multiple = self.segmenter.multiple
 
-    def outputs(self, prepared: torch.Tensor) -> Any:
-        """Raw planes of normalised images, which are padded at the edge to what the decoder needs."""
+    def vectors(self, prepared: torch.Tensor) -> torch.Tensor:
+        """(B, F) mean of the encoder's deepest features of normalised images."""
+        return self.backbone(self._padded(prepared))[-1].mean(dim=(2, 3))
+
+    def _padded(self, prepared: torch.Tensor) -> torch.Tensor:
+        """Images that are padded at the edge to what the decoder needs."""
         height, width = prepared.shape[-2:]
         down, right = -height % self.multiple, -width % self.multiple
-        padded = nn.functional.pad(prepared, (0, right, 0, down), mode="replicate") if down or right else prepared
+        return nn.functional.pad(prepared, (0, right, 0, down), mode="replicate") if down or right else prepared
+
+    def outputs(self, prepared: torch.Tensor) -> Any:
+        """Raw planes of normalised images of any size."""
+        height, width = prepared.shape[-2:]
+        padded = self._padded(prepared)
         if self.training and (len(self.segmenter.levels) > 1 or self.segmenter.labels is not None):
             answers = self.segmenter.answers(padded)
             planes = [one[..., :height, :width].float() for one in answers.planes]

@@ -28,6 +28,8 @@ from pipeline.tasks import Task
 
 POINTS = "points.npz"  # beside a packaged member that searches training images: their embeddings
 LEVELS = "levels.json"  # of a run: which level of the decoder predicts
+TEST, UNLABELLED = "test", "unlabelled"
+POOL = {TEST: stores.test_store, UNLABELLED: stores.unlabelled_store}  # images without labels, each kind's store
 
 
 class Member:
@@ -80,6 +82,16 @@ class Member:
             values[broken] = np.delete(values, broken, axis=0).mean(axis=0, dtype=np.float64)
             warn(f"{len(broken)} test images that do not decode are predicted as the mean of the others")
         return values
+
+    def write_pool(self, path: Path, ids: np.ndarray, places: dict[str, np.ndarray], apart: bool) -> None:
+        """Write what it says of images without labels, of rows of the ``POOL`` tables, behind each other, under ids.
+
+        apart: what each view and scale says stands side by side, (N, V·C), instead of what they say together.
+        """
+        parts = [self._all(POOL[kind], rows) for kind, rows in places.items() if len(rows)]
+        values = np.concatenate(parts, axis=1)
+        table = values.swapaxes(0, 1).reshape(values.shape[1], -1) if apart else self.merge(values)
+        Predictions(ids, table, self.task.space).save(path)
 
     def label(self, rows: np.ndarray, path: Path) -> Predictions:
         """What it says of training rows, to teach others; path: a file for what memory should not hold."""
@@ -220,6 +232,10 @@ class MapMember(Member):
         source = masked.Source(self.config, self.competition, self.competition.test["file"].tolist(), masked.TEST)
         strips = map_strips(self.networks, self.task, source, rows, self.views, self.config)
         return np.concatenate([strip.ravel() / 255 for _, strip in strips])
+
+    def write_pool(self, path: Path, ids: np.ndarray, places: dict[str, np.ndarray], apart: bool) -> None:
+        """Write the maps of images of data.unlabelled, those of test images are in test.npz; see ``Member``."""
+        self._write(path, self.competition.unlabelled, places[UNLABELLED], masked.TEST, {})
 
     def _write(self, path: Path, table: pd.DataFrame, rows: np.ndarray, what: str, made_by: dict[str, Any]) -> None:
         config, plan = self.config, self.networks[0].blueprint

@@ -23,7 +23,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["budget", "registry", "archives", "patterns", "pictures", "windows"],
     ["genotypes"],
     ["stacking", "policies", "batched", "surgery", "segmenters", "maps", "sheets", "ranking"],
-    ["fitting", "linear", "convolution", "gallery", "mining", "clusters", "lists", "blocks"],
+    ["fitting", "linear", "convolution", "gallery", "mining", "active", "clusters", "lists", "blocks"],
     ["backbone_names", "symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
     ["recommended"],
     ["config", "nested"],
