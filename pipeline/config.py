@@ -354,6 +354,9 @@ class Active:
         choices=("all", "test", "unlabelled"),
     )  # fmt: skip
     views: bool = option(False, "count views and scales as opinions of their own, for disagreement; predicted anew")
+    page: int = option(
+        200, "images of one labelling page, select.html; more make more pages; 0: none", low=0, high=2000
+    )
 
 
 @dataclass

@@ -44,7 +44,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["processes"],
     ["training", "levels"],
     ["checks", "description", "tuning", "report", "report.*"],
-    ["ranges"],
+    ["ranges", "labelling"],
     ["pace", "packing"],
     ["stages", "stages.*"],
     ["__main__", "member", "api"],

@@ -185,6 +185,9 @@ def test_a_ranking_of_test_and_unlabelled_images(project):
     assert len(table) == 14, "one image cannot be read"
     assert table["rank"].tolist() == list(range(1, 15))
     assert "none of this is a score" in answer.out
+    page = (Run(asked, "tiny").folder / "select.html").read_text()
+    assert page.count("data:image/png;base64,") == 14
+    assert '"columns": ["label"]' in page
     assert "8 of them are test images: many competitions forbid" in answer.err
     tests = Run(asked, "tiny").tests()
     slow = {name: slow_criteria(CLASSES, [one.values[row].astype(float).tolist() for one in tests])
@@ -197,6 +200,11 @@ def test_a_ranking_of_test_and_unlabelled_images(project):
     before = (Run(asked, "tiny").folder / "select.csv").read_bytes()
     [again] = select.run(small.config(active__count=20))
     assert again.reused
+    select.run(small.config(active__count=9, active__page=4))
+    pages = sorted(path.name for path in Run(asked, "tiny").folder.glob("*.html"))
+    assert pages == ["select-2.html", "select-3.html", "select.html"]
+    select.run(small.config(active__count=20, active__page=0))
+    assert not list(Run(asked, "tiny").folder.glob("*.html"))
     (Run(asked, "tiny").folder / "select.json").unlink()
     assert not select.run(small.config(active__count=20))[0].reused
     assert (Run(asked, "tiny").folder / "select.csv").read_bytes() == before
@@ -218,7 +226,9 @@ def test_masks_and_their_encoder(project):
     ensure_folds(asked, load(asked))
     train.run(asked)
     predict.run(asked)
+    project.capsys.readouterr()
     select.run(asked)
+    assert "no page asks for labels of task=segmentation()" in project.capsys.readouterr().out
     table = table_of(asked, artefact_name(asked))
     assert len(table) == 3
     assert {"entropy", "margin", "disagreement", "diversity"} <= set(table)

@@ -171,18 +171,26 @@ def picture(pixels: np.ndarray, caption: Any = "", alt: str = "") -> Markup:
 
 
 def image(pixels: np.ndarray, alt: str = "") -> Markup:
-    """(H, W, C) uint8 → an img element: PNG where it is tiny, so that each pixel shows, else JPEG up to LONGEST."""
+    """(H, W, C) uint8 → an img element, see ``encoded``."""
+    src, tiny = encoded(pixels, LONGEST)
+    height, width = pixels.shape[:2]
+    return tag("img", alt=alt, class_="tiny" if tiny else None, width=width, height=height, src=src)
+
+
+def encoded(pixels: np.ndarray, most: int) -> tuple[str, bool]:
+    """(H, W, C) uint8 → a data URI, and whether it is tiny: then a PNG, so that each pixel shows, else a JPEG.
+
+    most: pixels of the longer side.
+    """
     cv2, longest = opencv(), max(pixels.shape[:2])
     colour = np.ascontiguousarray(pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0])
-    if longest > LONGEST:
-        height, width = (max(1, round(side * LONGEST / longest)) for side in pixels.shape[:2])
+    if longest > most:
+        height, width = (max(1, round(side * most / longest)) for side in pixels.shape[:2])
         colour = cv2.resize(colour, (width, height), interpolation=cv2.INTER_AREA)
     colour = cv2.cvtColor(colour, cv2.COLOR_RGB2BGR) if colour.ndim == 3 else colour
     kind, settings = ("png", []) if longest <= TINY else ("jpeg", [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     data = base64.b64encode(cv2.imencode(f".{kind}", colour, settings)[1].tobytes()).decode()
-    height, width = pixels.shape[:2]
-    tiny = "tiny" if longest <= TINY else None
-    return tag("img", alt=alt, class_=tiny, width=width, height=height, src=f"data:image/{kind};base64,{data}")
+    return f"data:image/{kind};base64,{data}", longest <= TINY
 
 
 def chances(named: Sequence[tuple[str, float, bool]]) -> Markup:

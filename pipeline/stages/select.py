@@ -3,7 +3,8 @@
 Entropy, margin, disagreement of folds (and of views, with ``active.views=true``) and diversity (greedy k-centre on the
 run's embedding, from the labelled images on), mixed by ``active.weights`` of their ranks; see ``pipeline/active.py``.
 Members predict what nobody labelled, and all of them together have seen every training label: nothing here is a score.
-``select.csv`` lists the images, the best first; ``stage=absorb labels=FILE`` takes their labels in.
+``select.csv`` lists the images, the best first; ``select.html`` is a page on which people label them, and
+``stage=absorb labels=FILE`` takes their labels in.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import active, artefacts
+from pipeline import active, artefacts, images, labelling
 from pipeline.active import DISAGREEMENT, DIVERSITY, Opinions, Space
 from pipeline.artefacts import Predictions, shown
 from pipeline.config import Config, flatten, scoped
 from pipeline.console import Outcome, say, warn
-from pipeline.errors import UserError
+from pipeline.errors import UserError, some
 from pipeline.runs import Run
 from pipeline.tasks import Task, facts, task_for
 
 VERSION = 1  # raise it when the same files must give another ranking
-TABLE, RECORD = "select.csv", "select.json"
+TABLE, RECORD, PAGE = "select.csv", "select.json", "select.html"
 SEEN = "select.npz"  # of a member: what it says where no other file of it does
 TEST, UNLABELLED = "test", "unlabelled"
 
@@ -82,11 +83,17 @@ def run(config: Config) -> list[Outcome]:
     work = Work(run, pool_of(run))
     weights = criteria(work)
     print_ = fingerprint(work, weights)
-    known = None if config.overwrite else artefacts.finished(run.folder / RECORD, print_, run.folder / TABLE)
+    known = None if config.overwrite else done(run, print_)
     found = known or make(work, weights, print_)
     report(work, found)
     note = f"{found['count']} of {work.pool.counts}; {shown(run.folder / TABLE)}"
     return [Outcome("select", run.name, seconds=time.perf_counter() - began, note=note, reused=bool(known))]
+
+
+def done(run: Run, print_: str) -> dict[str, Any] | None:
+    """What the record says, if all that it names still stands."""
+    known = artefacts.finished(run.folder / RECORD, print_, run.folder / TABLE)
+    return known if known and all((run.folder / name).exists() for name in known["pages"]) else None
 
 
 # --- what is asked ------------------------------------------------------------------------------------------------
@@ -184,7 +191,10 @@ def make(work: Work, weights: dict[str, float], print_: str) -> dict[str, Any]:
         table = listed(work, kept, chosen, found, mean)
         artefacts.write_text(run.folder / TABLE, table.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
         tests = int((table["pool"] == TEST).sum())
-        return artefacts.finish(run.folder / RECORD, print_, count=len(table), tests=tests, weights=weights)
+        pages = write_pages(work, table, None if mean is None else mean[chosen.rows], print_)
+        return artefacts.finish(
+            run.folder / RECORD, print_, count=len(table), tests=tests, weights=weights, pages=pages
+        )
 
 
 def legible(work: Work) -> np.ndarray:
@@ -342,6 +352,43 @@ def listed(
     return table
 
 
+def write_pages(work: Work, table: pd.DataFrame, values: np.ndarray | None, print_: str) -> list[str]:
+    """Write the labelling pages of select.csv's rows, whose mean opinion is values (n, C); returns their names."""
+    run, config = work.run, work.run.config
+    for old in run.folder.glob("select*.html"):
+        old.unlink()
+    asked = labelling.asked(work.task, config.data.id, config.data.target, config.data.separator)
+    if not config.active.page or values is None or asked is None:
+        return []
+    starts = range(0, len(table), config.active.page)
+    names = [PAGE if start == 0 else f"select-{part + 1}.html" for part, start in enumerate(starts)]
+    for part, (start, name) in enumerate(zip(starts, names, strict=True)):
+        rows = range(start, min(start + config.active.page, len(table)))
+        items = [one for row in rows if (one := page_item(work, asked, table.iloc[row], values[row]))]
+        which = f" · page {part + 1} of {len(names)}" if len(names) > 1 else ""
+        file = f"labels-{config.competition}-{run.name}{f'-{part + 1}' if part else ''}.csv"
+        text = labelling.page(
+            config.competition, f"{len(items)} images by {run.name}{which}", f"{print_} {part}", file, asked, items
+        )
+        artefacts.write_text(run.folder / name, text)
+    return names
+
+
+def page_item(work: Work, asked: labelling.Asked, row: pd.Series, values: np.ndarray) -> dict[str, Any] | None:
+    """An image of a page; None where it cannot be read."""
+    config = work.run.config
+    try:
+        pixels = images.read(
+            row["file"], work.run.competition.folder, reader=config.data.reader, channels=config.data.channels,
+            limit_pixels=round(config.data.megapixels * 1e6),
+        )  # fmt: skip
+    except (UserError, OSError, ValueError):
+        return None
+    why = " · ".join(f"{name} {row[name]:.3g}" for name in active.CRITERIA if name in row.index)
+    decided = work.task.decide(values[None].astype(np.float32))[0]
+    return labelling.item(asked, str(row["id"]), pixels, values, decided, f"rank {row['rank']} · {why}")
+
+
 def report(work: Work, found: dict[str, Any]) -> None:
     """Say what was ranked by what, which labels that used, and how to go on."""
     run, config = work.run, work.run.config
@@ -349,6 +396,10 @@ def report(work: Work, found: dict[str, Any]) -> None:
     members = " ".join(run.member(held_out).name for held_out in work.asked)
     say(f"{shown(run.folder / TABLE)}: {found['count']} of {work.pool.counts}, the best to label first, by {mixed}")
     say(f"  asked: {members}, which together have seen all training labels; none of this is a score")
+    if found["pages"]:
+        say(f"  label them in a browser: {some(shown(run.folder / name) for name in found['pages'])}")
+    elif config.active.page:
+        say(f"  no page asks for labels of task={config.task}; label these images with a tool of your own")
     say(f"  when they are labelled: ./run.sh stage=absorb competition={config.competition} labels=FILE")
     if found["tests"]:
         warn(
