@@ -22,7 +22,7 @@ from torch import nn
 from pipeline import console, ranks
 from pipeline.artefacts import atomic, shown
 from pipeline.errors import UserError
-from pipeline.learner import Learner
+from pipeline.learner import Learning
 
 FACTS = "pipeline"  # the entry of a safetensors file's header that holds all but the weights
 
@@ -46,7 +46,7 @@ class Progress:
 class State:
     """All that a checkpoint holds, and where it lies."""
 
-    learner: Learner
+    learner: Learning
     optimizer: Any
     average: Any
     scaler: Any

@@ -23,7 +23,7 @@ from pipeline import backbone_names, budget, registry, tasks
 from pipeline.errors import UserError, nearest
 from pipeline.symmetry import check_symmetry
 
-TIMED = ("all", "auto", "train", "answer")  # the stages that keep to a budget
+TIMED = ("all", "auto", "train", "pretrain", "answer")  # the stages that keep to a budget
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -307,6 +307,22 @@ class Stack:
 
 
 @dataclass
+class Pretrain:
+    """Learning from images alone."""
+
+    method: str = option("simsiam()", "what is learned without labels", part="pretrainers")
+    images: list[str] = option(
+        ["train", "test", "unlabelled"],
+        "what it is learned from: images of the competition, or of folders that are named here",
+    )
+    epochs: int = option(0, "passes over these images; 0: four times epochs", low=0)
+    augment: str = option(
+        "", "augmentation, of each view by itself; empty: by method, image_size and symmetry", part="augments"
+    )
+    holdout: float = option(0.05, "share of the images that are not learned from, for the loss", low=0, high=0.5)
+
+
+@dataclass
 class Knn:
     """Nearest neighbours in a run's embedding."""
 
@@ -544,6 +560,7 @@ class Config:
     pseudo: Pseudo = field(default_factory=Pseudo)
     distill: Distill = field(default_factory=Distill)
     stack: Stack = field(default_factory=Stack)
+    pretrain: Pretrain = field(default_factory=Pretrain)
     knn: Knn = field(default_factory=Knn)
     mine: Mine = field(default_factory=Mine)
     active: Active = field(default_factory=Active)
@@ -696,6 +713,13 @@ def _literal(layer: dict[str, Any]) -> dict[str, Any]:
 
 def replace(config: Config, **changes: Any) -> Config:
     """A checked copy with other values, by dotted key with ``__`` for the dot: ``replace(c, train__soft="x")``."""
+    fresh = changed(config, **changes)
+    check(fresh)
+    return fresh
+
+
+def changed(config: Config, **changes: Any) -> Config:
+    """The same, not checked: for work in which not every key has its usual part."""
     fresh = dataclasses.replace(config)
     for key in keys():
         owner, _, leaf = key.rpartition(".")
@@ -706,7 +730,6 @@ def replace(config: Config, **changes: Any) -> Config:
         _known(key, "replace")
         owner, _, leaf = key.rpartition(".")
         setattr(getattr(fresh, owner) if owner else fresh, leaf, value)
-    check(fresh)
     return fresh
 
 
@@ -871,6 +894,7 @@ def check(config: Config) -> None:
         tasks.check(config)
     check_symmetry(config.views, config.symmetry, "views", config.competition)
     check_symmetry([config.augment], config.symmetry, "augments", config.competition)
+    _check_pretrain(config)
 
 
 def _check_pair(config: Config) -> None:
@@ -1021,6 +1045,18 @@ def check_levels(config: Config) -> None:
             f"level={config.level} needs a decoder whose levels learn, but decoder={config.decoder}; leave it out, or "
             "train decoder=unet_plus_plus(deep=true)"
         )
+
+
+def _check_pretrain(config: Config) -> None:
+    """Views of a pretraining keep to the declared symmetry, and are made by its method."""
+    if config.pretrain.augment:
+        own = [config.pretrain.augment]
+        check_symmetry(own, config.symmetry, "augments", config.competition, "pretrain.augment")
+        if any(registry.facts("augments", one).get("several") for one in registry.unfold("augments", own[0])):
+            raise UserError(
+                f"pretrain.augment={own[0]}: how many views there are is up to pretrain.method="
+                f"{config.pretrain.method}; give what is done to each of them, such as pretrain.augment=light()"
+            )
 
 
 def _check_budget(config: Config) -> None:

@@ -159,7 +159,8 @@ class Loader:
             )
         self.sampler = registry.build("samplers", config.sampler)
         self.sizes = registry.build("sizes", config.sizes)(config.image_size, config.epochs)
-        self.transforms, self.further, self.views = augments.parted(self.changes(config))
+        self.transforms, self.further, self.changed = augments.parted(self.changes(config))
+        self.views = self.changed.stop
         self.waited = 0.0
 
     def changes(self, config: Config) -> list[Any]:
@@ -187,6 +188,10 @@ class Loader:
         start = step * self.batch_size + self.rank * share
         return order[start : start + share]
 
+    def further_seeds(self, seeds: Any, view: int) -> Any:
+        """What a view draws from by itself; the rows' own seeds are for what is done alike to all views."""
+        return seeds + ((view or self.views) << 32)
+
     def total(self, order: np.ndarray, step: int) -> float:
         """What the weights of a batch's rows come to for each process; 0 for one alone, which sums them itself."""
         whole = self.table.weights[order[step * self.batch_size : (step + 1) * self.batch_size]]
@@ -213,11 +218,10 @@ class Loader:
         part, seeds = self.table.take(places), row_seeds(self.seed, epoch, places)
         images, planes = self.images.samples(part.rows, seeds)
         augment(images, planes, seeds)
-        if self.views > 1:  # each view draws from seeds of its own, above the 32 bits of the rows'
-            more = [images.copy() for _ in range(1, self.views)]
-            for view, copy in enumerate(more, 1):
-                change(copy, None, seeds + (view << 32))
-            images = np.concatenate([images, *more])
+        if self.views > 1:  # each that is changed draws from seeds of its own, above the 32 bits of the rows'
+            images = np.concatenate([images] * self.views)
+            for view in self.changed:
+                change(images[view * len(seeds) : (view + 1) * len(seeds)], None, self.further_seeds(seeds, view))
         targets, weights, soft, share = (None if p is None else torch.from_numpy(p) for p in part._parts()[1:])
         if planes is not None:
             targets = channels_first(planes)

@@ -32,7 +32,7 @@ from pipeline.data import Loader, draw
 from pipeline.errors import Diverged, OutOfTime
 from pipeline.hardware import Hardware
 from pipeline.journal import Journal
-from pipeline.learner import Learner
+from pipeline.learner import Learning
 from pipeline.parts import schedules
 
 STATISTICS_BATCHES = 64  # from so many batches BatchNorm's statistics are recomputed, where an average asks for it
@@ -63,7 +63,7 @@ def make_fabric(hardware: Hardware) -> Fabric:
     return fabric
 
 
-def make_optimizer(learner: Learner, config: Config) -> torch.optim.Optimizer:
+def make_optimizer(learner: Learning, config: Config) -> torch.optim.Optimizer:
     """The optimizer over what learns: the network as finetune says, and what the loss itself may learn."""
     lr = peak(config)
     groups = registry.build("finetunes", config.finetune)(learner.network, lr)
@@ -102,7 +102,7 @@ def make_average(network: nn.Module, config: Config, total: int) -> Any:
 
 
 def fit(
-    fabric: Fabric, learner: Learner, train: Loader, config: Config, folder: Path, validate: Validate | None
+    fabric: Fabric, learner: Learning, train: Loader, config: Config, folder: Path, validate: Validate | None
 ) -> Progress:
     """Train, and leave ``best.ckpt`` (weights for prediction), ``last.ckpt`` (full state) and ``log.csv`` in folder.
 
@@ -256,7 +256,7 @@ def _finite(loss: float, progress: Progress, config: Config, folder: Path) -> fl
     raise _diverged(f"the loss of {shown(folder)} is {loss}", progress, config)
 
 
-def _numbers(learner: Learner, progress: Progress, config: Config, folder: Path) -> None:
+def _numbers(learner: Learning, progress: Progress, config: Config, folder: Path) -> None:
     """Raise Diverged unless all weights are finite: a gradient alone may have spoilt them, before any loss shows it."""
     weights = [weight.detach() for weight in learner.parameters() if weight.numel()]
     if not torch.stack([torch.linalg.vector_norm(weight, math.inf).float() for weight in weights]).isfinite().all():

@@ -20,7 +20,7 @@ import pandas as pd
 from pipeline import artefacts, files, images
 from pipeline.artefacts import shown
 from pipeline.competition import Competition
-from pipeline.config import Config
+from pipeline.config import Config, root
 from pipeline.console import progress, say
 from pipeline.errors import UserError, nearest, some
 from pipeline.hardware import physical_cores
@@ -89,8 +89,15 @@ def table(config: Config, competition: Competition) -> Features:
     return features
 
 
+def is_made(name: str) -> bool:
+    """Whether a csv of data.tables is one that a stage wrote: it speaks of no test rows but those it knew."""
+    return Path(name).parts[:1] == ("runs",) and ".." not in Path(name).parts
+
+
 def _place(competition: Competition, name: str) -> Path:
-    """Where a csv of data.tables lies; UserError if that is outside of the competition's folder."""
+    """Where a csv of data.tables lies: in the competition's folder, or below runs/ where a stage wrote it."""
+    if is_made(name) and (root() / name).is_file():
+        return root() / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"data.tables={name}, but a table lies in data.folder; give a path below it, without ..")
     return competition.folder / name
@@ -211,7 +218,7 @@ def _joined(config: Config, competition: Competition) -> Iterator[Cells]:
         found = [_rows_of(frame, part["id"].tolist()) for part in (competition.train, competition.test)]
         if found[0] is None or found[1] is None:
             which = "training" if found[0] is None else "test"
-            say(f"side features: {shown(competition.folder / file)} is left out: it has none of the {which} ids")
+            say(f"side features: {shown(_place(competition, file))} is left out: it has none of the {which} ids")
             continue
         for name in map(str, frame.columns):
             train, test = (part[name].to_numpy(str) for part in found if part is not None)

@@ -21,7 +21,16 @@ from pipeline.parts.losses import DISTILLATIONS, CosineDistillation
 from pipeline.segmenters import Answers
 
 
-class Learner(nn.Module):
+class Learning(nn.Module):
+    """What ``fit`` trains: a network that predicts or is kept, and what it learns by.
+
+    ``forward(batch, generator)`` gives the loss of a batch; generator draws what numpy draws.
+    """
+
+    network: Any
+
+
+class Learner(Learning):
     """network + loss (+ soft labels of a teacher): ``forward`` gives the weighted mean loss of a batch."""
 
     def __init__(

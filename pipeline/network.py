@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import torch
 from torch import nn
 
 from pipeline import backbone_names, registry
+from pipeline.artefacts import atomic, shown
 from pipeline.errors import UserError, some
 from pipeline.parts.normalises import Normalise
 from pipeline.segmenters import Answers
@@ -243,6 +247,19 @@ class TimmBackbone(nn.Module):
         features = self.model(images)
         return features[:, :, None, None] if self.pooled else features
 
+    def places(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) float → (B, F, h, w), of transformers their patches; as ``forward`` if they fill no square."""
+        if not self.pooled:
+            return self.forward(images)
+        found = self.model.forward_features(images)  # type: ignore[operator]
+        if found.ndim == 4:  # channels last
+            return found.permute(0, 3, 1, 2)
+        patches = found[:, getattr(self.model, "num_prefix_tokens", 0) :] if found.ndim == 3 else found[:, :0]
+        side = math.isqrt(patches.shape[1])
+        if not side or side**2 != patches.shape[1]:
+            return self.forward(images)
+        return patches.transpose(1, 2).unflatten(2, (side, side))
+
 
 def new(blueprint: Blueprint, pretrained: bool, weights: str) -> Network:
     """A network to train: with timm's weights, those of a file, or random ones (from torch's current seed)."""
@@ -260,11 +277,30 @@ def build(blueprint: Blueprint, pretrained: bool = False, weights: str = "") -> 
             raise UserError(f"pretrained=true, but {name} has no pretrained weights; add pretrained=false")
     else:
         backbone = TimmBackbone(name, arguments, blueprint.channels, blueprint.image_size, pretrained)
-    if weights:
-        load_weights(backbone, Path(weights))
-    for kind, call in (("stems", blueprint.stem), ("norms", blueprint.norm), ("activations", blueprint.activation)):
-        backbone = registry.build(kind, call)(backbone)
+    backbone = _changed(backbone, blueprint, weights)
     return Network(blueprint, backbone, backbone.num_features)
+
+
+def _changed(backbone: Any, blueprint: Blueprint, weights: str) -> Any:
+    """The backbone with its stem, norm and activation; weights come before that, unless they were learned behind it."""
+    path = Path(weights) if weights else None
+    plan = learned(path) if path else None
+    behind = plan is not None and any(registry.parse(plan[key]).name != "own" for key in CHANGES)
+    if path and not behind:
+        _load(backbone, blueprint, path, plan)
+    for key, kind in CHANGES.items():
+        backbone = registry.build(kind, getattr(blueprint, key))(backbone)
+    if path and behind:
+        _load(backbone, blueprint, path, plan)
+    return backbone
+
+
+def _load(backbone: nn.Module, blueprint: Blueprint, path: Path, plan: dict[str, Any] | None) -> None:
+    """plan: of ``learned``; None for any other file."""
+    if plan is None:
+        load_weights(backbone, path)
+    else:
+        load_learned(backbone, blueprint, path, plan)
 
 
 def check_sizes(network: Network, sizes: list[int], text: str) -> None:
@@ -287,15 +323,10 @@ def _build_planes(blueprint: Blueprint, pretrained: bool, weights: str) -> Netwo
     """Encoder and decoder; the encoder is changed before the decoder looks at its maps."""
     from pipeline.encoders import encoder
 
-    changes = (("stems", blueprint.stem), ("norms", blueprint.norm), ("activations", blueprint.activation))
-
     def encode(**wanted: Any) -> nn.Module:
         made = encoder(blueprint.backbone, blueprint.channels, **wanted, create=_create, pretrained=pretrained)
-        if weights:
-            load_weights(made, Path(weights))
-        for kind, call in changes:
-            made = registry.build(kind, call)(made)
-        return made
+        changed: nn.Module = _changed(made, blueprint, weights)
+        return changed
 
     return PlaneNetwork(blueprint, registry.build("decoders", blueprint.decoder)(encode, blueprint.outputs))
 
@@ -349,6 +380,83 @@ def load_weights(backbone: nn.Module, path: Path) -> None:
             "give the state dict of the same backbone"
         )
     backbone.load_state_dict({**own, **found})
+
+
+# --- what stage=pretrain learned ------------------------------------------------------------------------------------
+
+HEADER = "pipeline"  # the entry of a safetensors file's header that tells what its weights were learned with
+STEM = "model."  # begins the names of timm's weights in a network of ours; a file has timm's own names
+ALIKE = 0.05  # how far two means or deviations of pixels in 0…1 may be apart: measured ones differ by a little
+CHANGES = {"stem": "stems", "norm": "norms", "activation": "activations"}  # in the order in which they are made
+
+
+def save_learned(path: Path, backbone: nn.Module, blueprint: Blueprint, **facts: Any) -> None:
+    """Write a backbone's weights as safetensors, under timm's own names, with what they were learned with."""
+    from safetensors.torch import save
+
+    state = {
+        name.removeprefix(STEM): value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()
+    }
+    with atomic(path) as handle:
+        handle.write(save(state, {HEADER: json.dumps({**blueprint.facts(), **facts}, sort_keys=True)}))
+
+
+def learned(path: Path) -> dict[str, Any] | None:
+    """What the weights of stage=pretrain were learned with; None for any other file."""
+    if path.suffix != ".safetensors":
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as handle:
+            told = json.loads((handle.metadata() or {}).get(HEADER, "null"))
+    except (OSError, SafetensorError, ValueError):  # who reads its weights says what is wrong with it
+        return None
+    return told if isinstance(told, dict) and "method" in told else None
+
+
+def load_learned(backbone: nn.Module, blueprint: Blueprint, path: Path, plan: dict[str, Any]) -> None:
+    """Load the weights of stage=pretrain into the backbone that learned them; UserError where it is another.
+
+    plan: of ``learned``. The file may have more, such as the layers that a decoder does not need.
+    """
+    now = blueprint.facts()
+    for key, name, before, own in _alike(plan, now):
+        if before != own:
+            raise UserError(
+                f"weights={shown(path)} were learned with {name}={plan[key]}, but this run has {name}={now[key]}; set "
+                f"{name}={plan[key]}, or pretrain this one: stage=pretrain"
+            )
+    pairs = [pair for part in ("mean", "std") for pair in zip(plan[part], now[part], strict=True)]
+    if max(abs(before - own) for before, own in pairs) > ALIKE:
+        raise UserError(
+            f"weights={shown(path)} were learned from pixels of mean {_rounded(plan['mean'])} and deviation "
+            f"{_rounded(plan['std'])}, but here they are {_rounded(now['mean'])} and {_rounded(now['std'])}; pretrain "
+            "on these images, or set data.normalise=backbone() in both"
+        )
+    state, there = _read_state(path), backbone.state_dict()
+    wrong = [name for name in there if getattr(state.get(name.removeprefix(STEM)), "shape", None) != there[name].shape]
+    if wrong:
+        raise UserError(
+            f"weights={shown(path)} were learned by {plan['backbone']} at image_size={plan['image_size']}, and do not "
+            f"fit {now['backbone']} at image_size={now['image_size']}: {some(wrong)} are missing or of another shape; "
+            "pretrain with this run's settings: stage=pretrain"
+        )
+    backbone.load_state_dict({name: state[name.removeprefix(STEM)] for name in there})
+
+
+def _alike(plan: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
+    """What must be equal: its name in the header and in the config, and both values, spelt alike."""
+    yield "backbone", "backbone", *(backbone_names.split(one["backbone"])[0].partition(".")[0] for one in (plan, now))
+    yield "channels", "data.channels", plan["channels"], now["channels"]
+    yield "normalise", "data.normalise", *(registry.complete("normalises", one["normalise"]) for one in (plan, now))
+    if any(registry.parse(plan[key]).name != "own" for key in CHANGES):
+        for key, kind in CHANGES.items():
+            yield key, key, *(registry.complete(kind, one[key]) for one in (plan, now))
+
+
+def _rounded(values: list[float]) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:

@@ -18,14 +18,14 @@ from pipeline import ranks, registry
 from pipeline.config import Config, Train
 from pipeline.data import Batch
 from pipeline.errors import UserError
-from pipeline.learner import Learner
+from pipeline.learner import Learning
 from pipeline.torchvision_fix import fix_torchvision
 
 FIRST_SCALE = 1024.0  # keeps the small gradients of the first pass in fp16's range; their size does not matter
 ETA = 0.01  # of Kwon et al. 2021, sec. 5: the least reach of a weight
 
 
-def prepare(learner: Learner, config: Config, devices: int = 1) -> nn.Module:
+def prepare(learner: Learning, config: Config, devices: int = 1) -> nn.Module:
     """The module that trains: the learner, its backbone set up as ``train`` says, in the wrappers that are asked for.
 
     devices: processes that train together; BatchNorms of more than one share their statistics. The parameters stay the
@@ -186,7 +186,7 @@ class SharedNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_(variance, share)
 
 
-def check_compiles(learner: Learner, config: Config) -> None:
+def check_compiles(learner: Learning, config: Config) -> None:
     """UserError where synchronised norms stand in what is to be compiled: they talk to others in the middle of it."""
     norms = (nn.SyncBatchNorm, SharedNorm)
     if config.train.compile and any(isinstance(one, norms) for one in learner.network.backbone.modules()):

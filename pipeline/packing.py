@@ -183,6 +183,11 @@ def write_level2(folder: Path, config: Config, known: Competition, chosen: Chose
         if path.is_file():
             shutil.copy(path, place / path.name)
     if asked := (chosen.level2 or {}).get("features"):
+        if made := [name for name in config.data.tables if features.is_made(name)]:
+            raise UserError(
+                f"source={chosen.name} reads side features of {some(made)}, which no other test images have; stack "
+                "anew without them, or with stack.features=false, under another stack.name"
+            )
         coded = features.coding(config, known)
         if [one["name"] for one in coded] != asked:
             names = [one["name"] for one in coded]
@@ -196,8 +201,9 @@ def write_level2(folder: Path, config: Config, known: Competition, chosen: Chose
 def inputs(config: Config) -> dict[str, str]:
     """What the notebook needs of the competition's folder: the first word of each path, with its meaning."""
     data = config.data
+    tables = [name for name in data.tables if not features.is_made(name)]
     named = {data.test_images: "test images", data.sample: "sample submission", data.test_csv: "test table"}
-    named |= {data.gallery: "gallery", **dict.fromkeys(data.tables, "table of side features")}
+    named |= {data.gallery: "gallery", **dict.fromkeys(tables, "table of side features")}
     found: dict[str, str] = {}
     for path, meaning in named.items():
         first = path.strip("/").partition("/")[0]

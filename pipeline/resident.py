@@ -67,8 +67,10 @@ class DeviceLoader(Loader):
         images, planes = self.pixels[where], None if self.planes is None else self.planes[where]
         images, planes = batched.changed(self.transforms, images, planes, seeds)
         if self.views > 1:
-            further = (seeds + (view << 32) for view in range(1, self.views))
-            images = torch.cat([images, *(batched.changed(self.further, images, None, own)[0] for own in further)])
+            each = [images] * self.views
+            for view in self.changed:
+                each[view] = batched.changed(self.further, images, None, self.further_seeds(seeds, view))[0]
+            images = torch.cat(each)
         targets, weights, soft, share = (None if part is None else part[places] for part in self.parts)
         if planes is not None:
             targets = planes.permute(0, 3, 1, 2)

@@ -159,11 +159,12 @@ class Run:
             from pipeline import extra
 
             found["data.extra"] = extra.digest(self.config, self.competition)
-        for name in ("train.labels", "train.soft", "train.hard", "weights"):
-            text = scoped(self.config, "run")[name]
-            if text:
-                found[name] = _digest(root() / text, name)
-        return found
+        return found | self.inputs_of("train.labels", "train.soft", "train.hard", "weights")
+
+    def inputs_of(self, *names: str) -> dict[str, str]:
+        """Fingerprints of the files that these keys name, of those that are set."""
+        texts = {name: scoped(self.config, "run")[name] for name in names}
+        return {name: _digest(root() / text, name) for name, text in texts.items() if text}
 
     def settle(self, joining: bool = False) -> dict[str, Any]:
         """Write config.yaml for a new run; for an old one make sure that nothing that defines it has changed.

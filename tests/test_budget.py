@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import small_training as small
 
-from pipeline import budget, engine, limited
+from pipeline import budget, learner, limited
 from pipeline.budget import seconds_of, spell
 from pipeline.limited import Speed
 
@@ -22,7 +22,7 @@ def root(project, monkeypatch) -> Path:
     """The drawn competition, with a clock that only batches move, and epochs of known length."""
     small.write(project.root, rows=41)
     now = [0.0]
-    forward = engine.Learner.forward
+    forward = learner.Learner.forward
 
     def timed(self, batch, generator):
         now[0] += PASS
@@ -31,7 +31,7 @@ def root(project, monkeypatch) -> Path:
     def speed(run):
         return Speed(epoch=20.0, images=10.0, member=60.0) if any(run.folder.rglob("log.csv")) else None
 
-    monkeypatch.setattr(engine.Learner, "forward", timed)
+    monkeypatch.setattr(learner.Learner, "forward", timed)
     monkeypatch.setattr(budget, "clock", lambda: now[0])
     monkeypatch.setattr(budget, "age", lambda: 0.0)
     for name, value in {"STARTING": 0.0, "STACKING": (20.0, 0.0), "speed": speed}.items():

@@ -18,7 +18,7 @@ import pytest
 import small_training as small
 from processes import Command, Ended
 
-from pipeline import engine
+from pipeline import learner
 
 pytestmark = pytest.mark.faults
 
@@ -307,7 +307,7 @@ def test_a_learning_rate_without_sense(whole, fresh):
 def test_a_poisoned_batch(whole, fresh, project, monkeypatch, where, step):
     """The loss, or a gradient alone, is no number: at the last step of all, too, after which no loss would show it."""
     monkeypatch.setenv("PIPELINE_ROOT", str(fresh))
-    forward, passes = engine.Learner.forward, []
+    forward, passes = learner.Learner.forward, []
 
     def poisoned(self, batch, generator):
         loss = forward(self, batch, generator)
@@ -320,7 +320,7 @@ def test_a_poisoned_batch(whole, fresh, project, monkeypatch, where, step):
         return loss * float("nan")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.Learner, "forward", poisoned)
+        patch.setattr(learner.Learner, "forward", poisoned)
         stopped = project.run("stage=train", *RECIPE[1:])
     assert (stopped.code, stopped.err.count("\n")) == (2, 1), stopped.err
     assert f"{RUN}/fold0" in stopped.err

@@ -43,7 +43,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["engine", "prediction"],
     ["processes"],
     ["training", "levels"],
-    ["checks", "description", "tuning", "report", "report.*"],
+    ["checks", "description", "pretraining", "tuning", "report", "report.*"],
     ["ranges", "labelling"],
     ["pace", "packing"],
     ["stages", "stages.*"],

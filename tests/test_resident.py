@@ -384,13 +384,13 @@ class Killed(BaseException):
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on_with_the_same_batches(project, monkeypatch) -> None:
-    from pipeline import engine
+    from pipeline import learner
 
     small.write(project.root, rows=20)
     words = ("stage=train", "fold=0", "batch_size=2", "epochs=2", "loader=device", "augment=light()", "mix=mixup()",
              "train.checkpoint_seconds=0")  # fmt: skip
     assert project.run(*words, "run=whole").code == 0
-    forward, left = engine.Learner.forward, [7]
+    forward, left = learner.Learner.forward, [7]
 
     def mortal(self, batch, generator):
         left[0] -= 1
@@ -399,7 +399,7 @@ def test_a_killed_training_goes_on_with_the_same_batches(project, monkeypatch) -
         return forward(self, batch, generator)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(engine.Learner, "forward", mortal)
+        patch.setattr(learner.Learner, "forward", mortal)
         project.run(*words, "run=killed")
     assert "going on from" in project.run(*words, "run=killed").out
     paths = [project.root / "runs/noise" / run for run in ("whole", "killed")]

@@ -12,7 +12,7 @@ import pytest
 import small_training as small
 import torch
 
-from pipeline import engine
+from pipeline import engine, learner
 
 # all that draws at random or remembers, at once; 3 epochs of 5 batches: groups of 2, 2 and 1
 EVERYTHING = (
@@ -35,7 +35,7 @@ def root(project) -> Path:
 
 def kill_after(monkeypatch: pytest.MonkeyPatch, passes: int) -> None:
     """Let the process die in the forward pass after this many."""
-    forward, left = engine.Learner.forward, [passes]
+    forward, left = learner.Learner.forward, [passes]
 
     def mortal(self, batch, generator):
         if not left[0]:
@@ -43,7 +43,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, passes: int) -> None:
         left[0] -= 1
         return forward(self, batch, generator)
 
-    monkeypatch.setattr(engine.Learner, "forward", mortal)
+    monkeypatch.setattr(learner.Learner, "forward", mortal)
 
 
 def best(root: Path, run: str, fold: str = "fold0") -> dict[str, torch.Tensor]:
@@ -255,7 +255,7 @@ def test_without_its_config_a_run_is_kept_only_for_the_same_settings(root, proje
 
 def test_weights_that_are_no_numbers_are_not_saved(root, project, monkeypatch):
     """Here the very last gradient spoils them: no loss would ever show it."""
-    forward, passes = engine.Learner.forward, []
+    forward, passes = learner.Learner.forward, []
 
     def poisoned(self, batch, generator):
         passes.append(forward(self, batch, generator))
@@ -263,7 +263,7 @@ def test_weights_that_are_no_numbers_are_not_saved(root, project, monkeypatch):
             passes[-1].register_hook(lambda gradient: gradient * float("nan"))
         return passes[-1]
 
-    monkeypatch.setattr(engine.Learner, "forward", poisoned)
+    monkeypatch.setattr(learner.Learner, "forward", poisoned)
     stopped = project.run("stage=train", "fold=0", "train.checkpoint_seconds=0")
     assert stopped.code == 2
     assert "runs/noise/tiny/fold0 has weights that are no finite numbers in epoch 3, step 2" in stopped.err

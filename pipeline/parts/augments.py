@@ -376,27 +376,31 @@ def compose_batched(image_size: int, *, parts: tuple[str, ...] = ("flips()", "li
     several=True,
     batched=True,
 )
-def several(image_size: int, *, base: str = "none()", change: str = "aug_mix()", count: int = 3) -> list[Any]:
+def several(
+    image_size: int, *, base: str = "none()", change: str = "aug_mix()", count: int = 3, alike: bool = False
+) -> list[Any]:
     """Several views of each image in one batch: the first as base leaves it, each other changed further.
 
     For loss=jsd(), which compares them; any other loss learns from the mean over the views. base: the call-string of
     what is done alike to all views, such as 'pad_crop_flips()'. change: of what is done to all but the first, drawn
-    for each. count: of views; a step takes so many times longer.
+    for each. count: of views; a step takes so many times longer. alike: change the first view, too, in its own way.
     """
     first, then = (registry.build("augments", text)(image_size) for text in (base, change))
-    return [*first, Further(then, count)]
+    return [*first, Further(then, count, alike)]
 
 
-def several_batched(image_size: int, *, base: str = "none()", change: str = "aug_mix()", count: int = 3) -> list[Any]:
+def several_batched(
+    image_size: int, *, base: str = "none()", change: str = "aug_mix()", count: int = 3, alike: bool = False
+) -> list[Any]:
     """See ``several``."""
-    return [*batched(base, image_size), Further(batched(change, image_size), count)]
+    return [*batched(base, image_size), Further(batched(change, image_size), count, alike)]
 
 
 class Further(policies.Seeded):
     """Ends the transforms of ``several``: what makes a further view of an image that the others have changed."""
 
-    def __init__(self, transforms: list[Any], count: int) -> None:
-        self.transforms, self.count = transforms, count
+    def __init__(self, transforms: list[Any], count: int, alike: bool) -> None:
+        self.transforms, self.count, self.alike = transforms, count, alike
 
     def set_random_state(self, generator: np.random.Generator, python: random.Random) -> None:
         """The generators to draw from, handed on."""
@@ -418,11 +422,15 @@ def batched(text: str, image_size: int) -> list[Any]:
     return found
 
 
-def parted(transforms: list[Any]) -> tuple[list[Any], list[Any], int]:
-    """What is done alike to all views of an image, what further to all but the first, and how many views there are."""
+def parted(transforms: list[Any]) -> tuple[list[Any], list[Any], range]:
+    """What is done alike to all views of an image, what further to some, and which views these are.
+
+    Views are counted from 0; one that is not among them is as all are, and there is one at least.
+    """
     if transforms and isinstance(transforms[-1], Further):
-        return transforms[:-1], transforms[-1].transforms, transforms[-1].count
-    return transforms, [], 1
+        last = transforms[-1]
+        return transforms[:-1], last.transforms, range(0 if last.alike else 1, last.count)
+    return transforms, [], range(1, 1)
 
 
 class ByChannels(policies.Seeded):

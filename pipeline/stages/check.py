@@ -14,7 +14,19 @@ from pipeline.artefacts import shown
 from pipeline.competition import Competition, load
 from pipeline.config import Config
 from pipeline.console import Outcome, say
-from pipeline.doctor import alike, balance, drift, duplicates, leaks, mask_survey, orientation, page, report, survey
+from pipeline.doctor import (
+    alike,
+    anomalies,
+    balance,
+    drift,
+    duplicates,
+    leaks,
+    mask_survey,
+    orientation,
+    page,
+    report,
+    survey,
+)
 from pipeline.doctor.findings import Finding, Sheet, counted, finding, plain
 from pipeline.errors import UserError
 from pipeline.folds import read_folds
@@ -55,7 +67,8 @@ def _fingerprint(config: Config, competition: Competition) -> str:
     reading = (data.reader, data.channels, data.megapixels, data.target, data.separator, data.train_csv)
     dealt = artefacts.file_digest(folds) if folds.is_file() else ""
     files = hashlib.blake2b(np.stack(_bytes(competition)).tobytes(), digest_size=8).hexdigest()
-    return artefacts.fingerprint(VERSION, competition.fingerprint, config.task, reading, dealt, files)
+    odd = anomalies.digest(config)
+    return artefacts.fingerprint(VERSION, competition.fingerprint, config.task, reading, dealt, files, *odd)
 
 
 def _examine(config: Config, competition: Competition) -> dict[str, Any]:
@@ -91,8 +104,9 @@ def _examine(config: Config, competition: Competition) -> dict[str, Any]:
     found, groups = alike.report(seen, first, duplicates.near(seen, first), strata, caption, open_set)
     sheet, drifts = drift.adversarial(seen, _bytes(competition)[0])
     leak_sheet, leaking = _leaks(config, competition, seen, strata)
+    odd = anomalies.anomalies(config, seen.ids, caption)
     sheets += [sheet, leak_sheet, orientation.evidence(seen, strata)]
-    findings = report.ordered(findings + found + drifts + leaking)
+    findings = report.ordered(findings + found + drifts + leaking + odd)
     kept = [sheet for sheet in sheets if sheet is not None]
     images_read = f"{counted(seen.train, 'training image')}, {counted(len(seen) - seen.train, 'test image')}"
     summary = f"{report.summary(findings)} · {images_read}"
