@@ -183,7 +183,7 @@ def _squares(config: Config, competition: Competition, name: str) -> Any:
     """The images of a name at the training size; with tiles at their own."""
     folder, found = specs(competition, name)
     label, own = f"{competition.name} {name} images", folder == competition.folder
-    broken = "fill" if name == "test" else "skip" if not own or config.data.skip_broken else "stop"
+    broken = {"test": "fill", "train": "skip" if config.data.skip_broken else "stop"}.get(name, "skip")
     if not found:
         return []
     if config.data.resize != masked.TILES:
