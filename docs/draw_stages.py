@@ -145,9 +145,9 @@ def lanes(p: Picture) -> None:
     p.stage(8.74, LOW, 0.86, height, "stack")
     for left, name in ((2.5, "preview"), (3.64, "sanity")):
         p.stage(left, 5.77, 1.06, 0.4, name)
-        p.path((left + 0.53, 5.77), (3.0 if name == "preview" else 3.26, 5.41))
+        p.path((left + 0.53, 5.77), (3.0 if name == "preview" else 3.48, 5.41))
     p.stage(2.5, 6.35, 1.2, 0.4, "pretrain")
-    p.path((3.6, 6.35), (3.6, 5.62), (3.48, 5.41))
+    p.path((3.6, 6.35), (3.6, 5.74), (3.26, 5.41))
     for left, width, name in ((4.78, 0.86, "find_lr"), (5.7, 1.14, "find_batch")):
         p.stage(left, 5.77, width, 0.4, name)
     p.stage(6.9, 5.77, 0.6, 0.4, "tune")
