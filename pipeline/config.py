@@ -533,6 +533,10 @@ class Config:
     )
     merge: str = option("mean()", "how views and scales become one prediction", part="merges", scope="predict")
     predict_batch: int = option(256, "images a prediction step", low=1)
+    predict_compile: str = option(
+        "auto", "whether predictions are made by compiled code; auto: long ones, on a CPU with AMX",
+        choices=("auto", "true", "false"), scope="predict",
+    )  # fmt: skip
 
     submission: str = option("", "path of a submission csv; empty: submissions/<competition>/<name>.csv")
     solution: str = option("", "path of a solution csv, for stage=score alone; empty: data.folder/solution.csv")

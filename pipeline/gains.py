@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from pipeline import evaluate, registry
 from pipeline.artefacts import Predictions
+from pipeline.console import warn
 from pipeline.evaluate import Metric
 from pipeline.runs import Run
 from pipeline.tasks import Task
@@ -38,7 +41,14 @@ def of_views(run: Run, task: Task, metric: Metric, truth: np.ndarray, oof: Predi
     files = [run.member((fold,)) / "oof_views.npz" for fold in range(run.count)]
     if task.form.spatial or not all(file.exists() for file in files):
         return None
-    parts = [np.load(file) for file in files]
+    try:
+        parts = [_stored(file) for file in files]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as fault:
+        warn(
+            f"{run.name}: what each view says alone is damaged ({fault}); delete its oof.npz files and run "
+            "stage=predict again for the gains of views"
+        )
+        return None
     labels = parts[0]["labels"].tolist()
     order = {name: row for row, name in enumerate(np.concatenate([part["ids"] for part in parts]).tolist())}
     rows = [order[name] for name in oof.ids.tolist()]
@@ -50,3 +60,8 @@ def of_views(run: Run, task: Task, metric: Metric, truth: np.ndarray, oof: Predi
             for place in range(1, len(labels))]  # fmt: skip
     together = evaluate.paired_gain(metric, truth, values[0], oof.values)
     return Gains(labels[0], [(label, *one) for label, one in zip(labels[1:], each, strict=True)], together)
+
+
+def _stored(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as content:
+        return {name: content[name] for name in ("labels", "ids", "values")}

@@ -47,7 +47,6 @@ def batch_size(asked: int, image_size: int) -> int:
     return max(8, int(asked * min(1.0, (128 / image_size) ** 2)))
 
 
-@torch.inference_mode()
 def predict(
     network: Network, task: Task, store: Store, rows: np.ndarray, views: Sequence[View], batch: int, label: str = ""
 ) -> np.ndarray:
@@ -55,19 +54,33 @@ def predict(
 
     network: in eval mode, on its device. store: images by row number. batch: images a step.
     """
-    device = network.normalise.scale.device
     found: list[torch.Tensor] = []
-    with console.progress(label or "predict", len(rows)) as advance:
-        for images, _ in prefetch(pinned(one, device) for one in _batches(store, rows, batch)):
-            prepared = network.prepare(images.to(device, non_blocking=True))
-            seen = (network.predicted(view.apply(prepared)) for view in views)
-            outputs = [task.activate(one, network.blueprint.state) for one in seen]
-            found.append(torch.stack(outputs))
-            advance(len(images))
+    with console.progress(label or "predict", len(rows)) as advance, without_gradients(network):
+        for outputs in _looks(network, task, store, rows, views, batch):
+            found.append(outputs)
+            advance(outputs.shape[1])
     if not found:
         width = network.embedding_width if network.blueprint.embeds else len(task.columns)
         return np.zeros((len(views), 0, width), dtype=np.float32)
     return torch.cat(found, dim=1).float().cpu().numpy()
+
+
+def without_gradients(network: Network) -> Any:
+    """A context for prediction; of compiled code not inference mode, in which inductor freezes no weights."""
+    return torch.no_grad() if network.compiled else torch.inference_mode()
+
+
+def _looks(
+    network: Network, task: Task, store: Store, rows: np.ndarray, views: Sequence[View], batch: int
+) -> Iterator[torch.Tensor]:
+    """(V, n, C) predictions of each batch; a compiled network gets batches of one size alone."""
+    device, left = network.normalise.scale.device, len(rows)
+    asked = np.pad(rows, (0, -len(rows) % batch), mode="edge") if network.compiled and left else rows
+    for images, _ in prefetch(pinned(one, device) for one in _batches(store, asked, batch)):
+        prepared, count = network.prepare(images.to(device, non_blocking=True)), min(left, len(images))
+        seen = (network.predicted(view.apply(prepared))[:count] for view in views)
+        yield torch.stack([task.activate(one, network.blueprint.state) for one in seen])
+        left -= count
 
 
 def mean(predictions: Iterable[np.ndarray]) -> np.ndarray:

@@ -258,7 +258,7 @@ def coverage(truth: MaskTable | MaskFiles, form: str, count: int, print_: str, f
             found = np.load(path, allow_pickle=False)
             if found.shape == (len(truth), count):
                 return found
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             pass
     found, faults = np.zeros((len(truth), count)), 0
     with progress("masks", len(truth)) as advance:

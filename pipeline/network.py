@@ -59,7 +59,12 @@ class Blueprint:
 
 
 class Network(nn.Module):
-    """(B, C, H, W) uint8 images → (B, outputs) raw outputs, float32."""
+    """(B, C, H, W) uint8 images → (B, outputs) raw outputs, float32.
+
+    compiled: whether its backbone is code for batches of one shape; see ``pipeline/compiling.py``.
+    """
+
+    compiled = False
 
     def __init__(self, blueprint: Blueprint, backbone: nn.Module, features: int) -> None:
         super().__init__()

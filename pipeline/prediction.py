@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import artefacts, checkpoint, hardware, infer, masked, network, ragged, registry, stores
+from pipeline import artefacts, checkpoint, compiling, hardware, infer, masked, network, ragged, registry, stores
 from pipeline.artefacts import Predictions, atomic, read_json, save_maps, shown
 from pipeline.competition import Competition
 from pipeline.config import Config, has_levels
-from pipeline.console import warn
+from pipeline.console import say, warn
 from pipeline.errors import UserError, some
 from pipeline.folds import learns_from, read_folds
 from pipeline.forms import EMBEDDINGS
@@ -52,7 +52,7 @@ class Member:
         states = checkpoint.networks(content)
         level = level_of(config, folder, plan.decoder)
         each = (network.from_checkpoint({**content, "network": state}, level) for state in states)
-        self.networks = [infer.ready(one, machine) for one in each]
+        self.networks, self.threads = [infer.ready(one, machine) for one in each], machine.threads
         read = replace(config.data, channels=plan.channels, resize=plan.resize, preprocess=plan.preprocess)
         tiles = replace(config.tiles, scale=plan.tile_scale)
         self.config = replace(config, image_size=plan.image_size, data=read, tiles=tiles)
@@ -124,8 +124,9 @@ class Member:
 
     def _all(self, store: Callable[[Config, Competition, int], Images], rows: np.ndarray) -> np.ndarray:
         found: list[Any] = []
-        for scale in self.config.scales:
-            size = max(4, round(self.config.image_size * scale))
+        sizes = [max(4, round(self.config.image_size * scale)) for scale in self.config.scales]
+        self._compile(sizes, len(rows) * len(self.views))
+        for scale, size in zip(self.config.scales, sizes, strict=True):
             batch = infer.batch_size(self.config.predict_batch, size)
             images = store(self.config, self.competition, size)
             self.broken = images.broken
@@ -138,6 +139,15 @@ class Member:
                 backbone = self.networks[0].blueprint.backbone
                 raise UserError(f"scales={scale:g}: {backbone} takes no {size} px ({fault}); use scales=1") from fault
         return np.concatenate(found)
+
+    def _compile(self, sizes: list[int], looks: int) -> None:
+        """Compile the networks where so many looks at each size ask for it; what is compiled stays so."""
+        asked = self.config.predict_compile
+        for one in self.networks:
+            if one.compiled or not compiling.wanted(asked, one, sizes, looks, self.threads):
+                continue
+            say(f"  {self.folder.name}: {looks} looks at {some(sizes)} px by compiled code, predict_compile={asked}")
+            compiling.make(one)
 
 
 class ListMember(Member):

@@ -101,7 +101,7 @@ def build(
 def _finished(place: Path) -> Ragged | None:
     try:
         return Ragged(place / "pixels.bin", np.load(place / "shapes.npy", allow_pickle=False))
-    except (OSError, ValueError):  # not there, or damaged: made anew
+    except (OSError, ValueError, EOFError):  # not there, or damaged: made anew
         return None
 
 

@@ -3,20 +3,30 @@ finished work kept. Run with ``./run.sh test -m faults``; it takes minutes."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import processes
 import pytest
 import small_training as small
-from processes import Command, Ended
+from faults import (
+    Whole,
+    check_same,
+    cut_short,
+    differing,
+    fill_at_each_step,
+    kill_at_random,
+    message,
+    mounted,
+    outcome,
+    undisturbed,
+    wipe,
+)  # fmt: skip
+from processes import Command
 
 from pipeline import learner
 
@@ -26,10 +36,6 @@ KILLS = int(os.environ.get("FAULTS_KILLS", "50"))
 RECIPE = (
     "stage=all", "average=ema()", "augment=light()", "train.checkpoint_seconds=0", "pseudo.threshold=0.34",
     "stack.methods=single(),mean(),ridge(),lightgbm()",
-)  # fmt: skip
-EXACT = (  # files without seconds in them; all are written by the recipe
-    "folds/*.csv", "submissions/*/stack.*", "runs/**/labels-*.csv", "runs/**/*.npz", "runs/**/config.yaml",
-    "runs/**/best.ckpt", "runs/**/level2.json", "runs/**/status.json",
 )  # fmt: skip
 
 
@@ -42,48 +48,17 @@ def draw(root: Path) -> Path:
     return root
 
 
-def outcome(root: Path) -> dict[str, bytes]:
-    """The bytes of all that a recipe leaves and that must not depend on what happened on the way."""
-    return {str(path.relative_to(root)): path.read_bytes() for kind in EXACT for path in sorted(root.glob(kind))}
-
-
-def wipe(root: Path) -> None:
-    """Back to before the recipe."""
-    for name in ("runs", "submissions", "folds", "cache"):
-        shutil.rmtree(root / name, ignore_errors=True)
-
-
-def differing(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
-    """The files that differ: readable where a comparison of bytes is not."""
-    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-
-
-def message(ended: Ended) -> str:
-    """The one message that a command ended with: exit code 2, one line on stderr, no traceback."""
-    assert ended.code == 2, ended.err
-    lines = [line for line in ended.err.splitlines() if not line.startswith("warning: ")]
-    assert len(lines) == 1, ended.err
-    assert lines[0].startswith("error: ")
-    return lines[0]
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> tuple[Path, dict[str, bytes], float]:
-    """A project whose recipe ran undisturbed, what came of it, and the seconds that it took."""
-    root = draw(tmp_path_factory.mktemp("whole") / "project")
-    processes.run(root, "help", "stages")  # starts what the others are forked from
-    began = time.perf_counter()
-    ended = processes.run(root, *RECIPE)
-    assert ended.code == 0, ended.err
-    found = outcome(root)
-    assert len(found) > 25
-    return root, found, time.perf_counter() - began
+def whole(tmp_path_factory) -> Whole:
+    found = undisturbed(draw(tmp_path_factory.mktemp("whole") / "project"), RECIPE)
+    assert len(found.found) > 25
+    return found
 
 
 @pytest.fixture
 def finished(whole, tmp_path) -> Path:
     """A copy of that project, to be spoilt."""
-    return Path(shutil.copytree(whole[0], tmp_path / "spoilt"))
+    return Path(shutil.copytree(whole.root, tmp_path / "spoilt"))
 
 
 @pytest.fixture
@@ -97,23 +72,7 @@ def fresh(whole, finished) -> Path:
 
 
 def test_killed_at_random_moments(whole, fresh):
-    """SIGKILL, again and again, while the recipe gets on; whenever it gets to its end, it begins anew."""
-    _, wanted, seconds = whole
-    generator, left, hit = np.random.default_rng(7), KILLS, set()
-    while left:
-        command = Command(fresh, *RECIPE)
-        ended = command.ended(generator.uniform(0, seconds / 3))
-        if ended is None:
-            left -= 1
-            hit.add(command.kill().out.rpartition("\n[")[2].partition("]")[0])
-            continue
-        assert ended.code == 0, ended.err
-        assert differing(outcome(fresh), wanted) == []
-        wipe(fresh)
-    ended = processes.run(fresh, *RECIPE)
-    assert ended.code == 0, ended.err
-    assert differing(outcome(fresh), wanted) == []
-    assert len(hit) >= min(5, KILLS // 4), f"the kills must hit many steps, not only {hit}"
+    kill_at_random(whole, fresh, KILLS)
 
 
 def test_two_at_once_both_end_right(whole, fresh):
@@ -121,16 +80,16 @@ def test_two_at_once_both_end_right(whole, fresh):
     both = one.ended(300), other.ended(300)
     assert [ended.code for ended in both] == [0, 0], "".join(ended.err for ended in both)
     assert any("is being worked on by another process" in ended.out for ended in both)
-    assert differing(outcome(fresh), whole[1]) == []
+    assert differing(outcome(fresh), whole.found) == []
 
 
 def test_one_of_two_at_once_is_killed(whole, fresh):
     one, other = Command(fresh, *RECIPE), Command(fresh, *RECIPE)
-    if one.ended(whole[2] / 2) is None:
+    if one.ended(whole.seconds / 2) is None:
         one.kill()
     ended = other.ended(300)
     assert ended.code == 0, ended.err
-    assert differing(outcome(fresh), whole[1]) == []
+    assert differing(outcome(fresh), whole.found) == []
 
 
 def test_the_process_of_a_member_is_killed(whole, fresh):
@@ -143,9 +102,7 @@ def test_the_process_of_a_member_is_killed(whole, fresh):
     ended = command.ended(300)
     assert killed, ended
     assert "was killed (signal 9)" in message(ended)
-    ended = processes.run(fresh, *RECIPE)
-    assert ended.code == 0, ended.err
-    assert differing(outcome(fresh), whole[1]) == []
+    check_same(fresh, whole)
 
 
 def members_of(command: Command) -> list[int]:
@@ -158,51 +115,11 @@ def members_of(command: Command) -> list[int]:
 # --- disks --------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def mounted(*words: str | Path) -> Iterator[None]:
-    """Something mounted; the last word is where. Skips the test where that is not allowed."""
-    if subprocess.run(["mount", *words], capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", words[-1]], check=True)
-
-
-@contextlib.contextmanager
-def filled(disk: Path, left: int) -> Iterator[None]:
-    """A disk on which so many bytes are free."""
-    ballast = disk / "ballast"
-    free = shutil.disk_usage(disk).free
-    with ballast.open("wb") as handle:
-        handle.write(b"\0" * max(0, free - left))
-    try:
-        yield
-    finally:
-        ballast.unlink()
-
-
 @pytest.mark.parametrize("left", [0, 4096, 20480])
 def test_full_disk(whole, finished, tmp_path, left):
-    """Each step in turn meets a disk with so much room left; the same step then goes on where there is room."""
-    disk, stopped = tmp_path / "disk", []
-    disk.mkdir()
-    with mounted("-t", "tmpfs", "-o", "size=16m", "tmpfs", disk):
-        root = Path(shutil.copytree(finished, disk / "project"))
-        wipe(root)
-        for stage in ("split", "train", "predict", "pseudo", "distill", "stack", "submit"):
-            words = (f"stage={stage}", *RECIPE[1:])
-            with filled(disk, left):
-                ended = processes.run(root, *words)
-            if ended.code:
-                assert "No space left on device" in message(ended)
-                stopped.append(stage)
-            ended = processes.run(root, *words)
-            assert ended.code == 0, ended.err
-        assert set(stopped) >= {"train", "pseudo", "distill"} | ({"predict", "stack"} if not left else set())
-        ended = processes.run(root, *RECIPE)
-        assert ended.code == 0, ended.err
-        assert differing(outcome(root), whole[1]) == []
+    stages = ("split", "train", "predict", "pseudo", "distill", "stack", "submit")
+    stopped = fill_at_each_step(whole, finished, tmp_path / "disk", left, stages)
+    assert set(stopped) >= {"train", "pseudo", "distill"} | ({"predict", "stack"} if not left else set())
 
 
 def test_read_only_data(whole, fresh):
@@ -211,9 +128,7 @@ def test_read_only_data(whole, fresh):
         subprocess.run(["mount", "-o", "remount,ro,bind", data], check=True)
         with pytest.raises(OSError):
             (data / "new").touch()
-        ended = processes.run(fresh, *RECIPE)
-    assert ended.code == 0, ended.err
-    assert differing(outcome(fresh), whole[1]) == []
+        check_same(fresh, whole)
 
 
 @pytest.mark.parametrize("name", ["folds", "cache", "runs", "submissions"])
@@ -223,9 +138,7 @@ def test_a_folder_that_cannot_be_written(whole, fresh, name):
     with mounted("--bind", place, place):
         subprocess.run(["mount", "-o", "remount,ro,bind", place], check=True)
         assert f"{name}/" in message(processes.run(fresh, *RECIPE))
-    ended = processes.run(fresh, *RECIPE)
-    assert ended.code == 0, ended.err
-    assert differing(outcome(fresh), whole[1]) == []
+    check_same(fresh, whole)
 
 
 # --- files that are cut short -------------------------------------------------------------------------------------
@@ -257,20 +170,7 @@ SHARES = [(name, share) for name in CUT for share in (0, 0.5, 0.9) if share < 0.
 
 @pytest.mark.parametrize(("name", "share"), SHARES)
 def test_a_file_cut_short(whole, finished, name, share):
-    """It is made anew, or one message names it; what the message says then leads to the same end."""
-    for other in UNFINISHED.get(name, []):
-        (finished / other).unlink()
-    for path in finished.glob(name):
-        os.truncate(path, int(path.stat().st_size * share))
-    ended = processes.run(finished, *RECIPE)
-    if ended.code:
-        text = message(ended)
-        assert name in text
-        assert "delete" in text or "overwrite=true" in text
-        (finished / name).unlink()
-        ended = processes.run(finished, *RECIPE)
-    assert ended.code == 0, ended.err
-    assert differing(outcome(finished), whole[1]) == []
+    cut_short(whole, finished, name, share, UNFINISHED.get(name, []))
 
 
 # --- clocks and numbers -------------------------------------------------------------------------------------------
@@ -284,7 +184,7 @@ def test_a_clock_that_goes_backwards(whole, fresh, project, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: float(next(hours)))
     ended = project.run(*RECIPE)
     assert ended.code == 0, ended.err
-    assert differing(outcome(fresh), whole[1]) == []
+    assert differing(outcome(fresh), whole.found) == []
 
 
 def test_a_learning_rate_without_sense(whole, fresh):
@@ -299,7 +199,7 @@ def test_a_learning_rate_without_sense(whole, fresh):
     shutil.rmtree(fresh / "runs/noise/wild")
     ended = processes.run(fresh, *words)
     assert ended.code == 0, ended.err
-    assert differing(outcome(fresh), whole[1]) == []
+    assert differing(outcome(fresh), whole.found) == []
 
 
 @pytest.mark.parametrize("step", [0, 3, 5])  # of six in the fold
@@ -325,6 +225,4 @@ def test_a_poisoned_batch(whole, fresh, project, monkeypatch, where, step):
     assert (stopped.code, stopped.err.count("\n")) == (2, 1), stopped.err
     assert f"{RUN}/fold0" in stopped.err
     assert not (fresh / RUN / "fold0/train.json").exists()
-    ended = processes.run(fresh, *RECIPE)
-    assert ended.code == 0, ended.err
-    assert differing(outcome(fresh), whole[1]) == []
+    check_same(fresh, whole)

@@ -38,7 +38,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["encoders", "ranks", "tracking"],
     ["runs", "stores", "data", "network", "journal"],
     ["members", "launch", "gains", "contrast"],
-    ["learner", "infer", "limited", "planning", "masked", "resident", "tuned", "blended", "fused"],
+    ["learner", "infer", "compiling", "limited", "planning", "masked", "resident", "tuned", "blended", "fused"],
     ["checkpoint", "embed", "objective"],
     ["engine", "prediction"],
     ["processes"],

@@ -10,13 +10,14 @@ import small_training as small
 import torch
 from torch import nn
 
-from pipeline import data, infer, network
+from pipeline import compiling, data, evaluate, gains, infer, network
 from pipeline.artefacts import Predictions
 from pipeline.hardware import Hardware
 from pipeline.network import Blueprint
 from pipeline.parts import views
 from pipeline.runs import Run
 from pipeline.stages import predict
+from pipeline.tasks import task_for
 from pipeline.tasks.multiclass import Multiclass
 
 SIDE = 8
@@ -36,6 +37,8 @@ class Store:
 
 class Corner(nn.Module):
     """Answers with the pixels of the left upper corner, so that each view shows in its answer."""
+
+    compiled = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,6 +120,84 @@ def test_formats_agree(precision):
     np.testing.assert_allclose(fast.sum(axis=1), 1, atol=1e-6)
 
 
+def small_net(precision: str = "bf16") -> network.Network:
+    torch.manual_seed(0)
+    plan = Blueprint("small_image(width=4)", "avg()", "linear()", 1, 8, "stretch", [0.5], [0.3], ["a", "b"])
+    return infer.ready(network.build(plan).eval(), Hardware("cpu", "fp32", precision, 1))
+
+
+def test_operations_are_those_of_the_layers_by_hand():
+    net, seen = small_net(), []
+    found = compiling.gigaflops(net, 8)
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda one, _, out: seen.append(2 * one.weight.numel() * out[0, 0].numel()))
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(lambda one, *_: seen.append(2 * one.weight.numel()))
+    with torch.inference_mode():
+        net(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+    assert found * 1e9 == sum(seen) > 0
+
+
+def test_only_long_predictions_are_compiled(monkeypatch):
+    net = small_net()
+    looks = int(compiling.LEAST / compiling.gigaflops(net, 8))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(compiling, "has_compiler", lambda: True)
+    assert compiling.wanted("auto", net, [8], looks + 1, threads=1)
+    assert not compiling.wanted("auto", net, [8], looks - 1, threads=1)
+    assert not compiling.wanted("auto", net, [8], looks + 1, threads=2)  # the compiler's time is no threads'
+    assert compiling.wanted("auto", net, [8, 16], looks - 1, threads=1)
+    assert compiling.wanted("true", net, [8], 1, threads=1)
+    assert not compiling.wanted("false", net, [8], 10**12, threads=1)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert not compiling.wanted("auto", net, [8], looks + 1, threads=1)
+    monkeypatch.setattr(compiling, "has_compiler", lambda: False)
+    assert not compiling.wanted("true", net, [8], looks + 1, threads=1)
+
+
+def test_a_network_for_one_shape_gets_whole_batches_and_answers_for_each_row():
+    seen: list[int] = []
+
+    class Fixed(Corner):
+        compiled = True
+
+        def outputs(self, prepared: torch.Tensor) -> torch.Tensor:
+            assert not torch.is_inference_mode_enabled()
+            seen.append(len(prepared))
+            return super().outputs(prepared)
+
+        predicted = outputs
+
+    view, task = views.expand(["identity()", "hflip()"]), Multiclass("abcd")
+    for count in (7, 8, 1, 0):
+        store = Store(count)
+        values = infer.predict(Fixed(), task, store, np.arange(count), view, 4)
+        plain = infer.predict(Corner(), task, Store(count), np.arange(count), view, 4)
+        np.testing.assert_array_equal(values[:, :, : plain.shape[2]], plain)
+    assert set(seen) == {4}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not compiling.has_compiler(), reason="needs a C++ compiler")
+def test_compiled_predictions_are_the_same_within_the_format(project):
+    """By the stage, so that the key is read and the fingerprint knows it; half a minute for the compiler."""
+    small.write(project.root, rows=24)
+    words = ("precision=bf16", "predict_batch=5", "views=identity,hflip", "symmetry=hflip")
+    assert project.run("stage=train", *words).code == 0
+    assert project.run("stage=predict", *words).code == 0
+    folder = project.root / "runs/noise/tiny/fold0"
+    plain = {name: Predictions.load(folder / name) for name in ("oof.npz", "test.npz")}
+    done = project.run("stage=predict", "predict_compile=true", *words)
+    assert done.code == 0, done.err
+    assert done.out.count("by compiled code") == 2
+    for name, before in plain.items():
+        after = Predictions.load(folder / name)
+        assert after.ids.tolist() == before.ids.tolist()
+        np.testing.assert_allclose(after.values, before.values, atol=0.01)
+    assert "by compiled code" not in project.run("stage=predict", "predict_compile=true", *words).out  # it is done
+
+
 # --- the stage ----------------------------------------------------------------------------------------------------
 
 
@@ -131,6 +212,17 @@ def trained(project):
 def views_of(project, fold: int = 0) -> tuple[np.ndarray, list[str]]:
     with np.load(project.root / f"runs/noise/tiny/fold{fold}/oof_views.npz") as content:
         return content["values"], content["labels"].tolist()
+
+
+def test_damaged_views_leave_out_the_gains_alone(trained, capsys):
+    done = trained.run("stage=predict", "views=identity,hflip", "symmetry=hflip")
+    assert "gain in OOF" in done.out
+    run = Run(small.config(views=["identity()", "hflip()"], symmetry="hflip"), "tiny")
+    task = task_for(run.config, run.competition)
+    for size in (0, 100):
+        (run.folder / "fold0/oof_views.npz").write_bytes(b"x" * size)
+        assert gains.of_views(run, task, evaluate.metric("accuracy()", task), run.truth(task), run.oof()) is None
+        assert "delete its oof.npz files and run stage=predict again" in capsys.readouterr().err
 
 
 def test_scales_change_the_size_that_images_are_read_at(trained, monkeypatch):

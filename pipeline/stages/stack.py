@@ -13,6 +13,7 @@ A second-order leak stays: the OOF predictions of other folds come from members 
 from __future__ import annotations
 
 import importlib.util
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import artefacts, blended, console, evaluate, features, fused, nested, registry, tasks
-from pipeline.artefacts import Predictions
+from pipeline.artefacts import Predictions, shown
 from pipeline.competition import Competition
 from pipeline.config import Config, replace
 from pipeline.console import Outcome
@@ -248,9 +249,14 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What ``write_state`` wrote: arrays, and texts as texts."""
-    with np.load(path, allow_pickle=False) as content:
-        return {key: str(content[key]) if content[key].dtype.kind == "U" else content[key] for key in content}
+    """What ``write_state`` wrote: arrays, and texts as texts. UserError where the file is damaged or not there."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {key: str(content[key]) if content[key].dtype.kind == "U" else content[key] for key in content}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as fault:
+        raise UserError(
+            f"{shown(path)} is missing or damaged ({fault}); delete it and run stage=stack again"
+        ) from fault
 
 
 def read_stacker(folder: Path) -> Any:

@@ -1,0 +1,55 @@
+"""Compiled prediction: inductor with frozen weights, where one prediction is long enough to pay for the compiler.
+
+Decided from the hardware and from how much there is to compute, never by a clock, so that two runs give the same bytes.
+The measurements behind the rule are in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+
+import torch
+
+from pipeline.network import Network, PlaneNetwork
+
+LEAST = 20_000.0  # GFLOP for each thread: about half of it is what the compiler costs
+
+
+def wanted(asked: str, network: Network, sizes: Sequence[int], looks: int, threads: int) -> bool:
+    """Whether a network is compiled for a prediction of so many looks (images × views) at each of these sizes.
+
+    asked: ``true``, ``false``, or ``auto``: on a CPU with AMX tiles, where it was measured to gain, from LEAST on.
+    """
+    if asked == "false" or isinstance(network, PlaneNetwork) or not has_compiler():
+        return False
+    if asked == "true":
+        return True
+    device = network.normalise.scale.device
+    if device.type != "cpu" or not torch.cpu._is_amx_tile_supported():
+        return False
+    return looks * sum(gigaflops(network, size) for size in sizes) >= LEAST * threads
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, which inductor needs on a CPU."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)
+
+
+def gigaflops(network: Network, size: int) -> float:
+    """10⁹ operations of one look at an image of a size; a product and its sum are two."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = network.normalise.scale.device
+    image = torch.zeros(1, network.blueprint.channels, size, size, dtype=torch.uint8, device=device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.predicted(network.prepare(image))
+    return counter.get_total_flops() / 1e9
+
+
+def make(network: Network) -> None:
+    """Compile a network's backbone, in place; the first batch of each shape takes seconds."""
+    frozen = torch.compile(network.backbone, dynamic=False, options={"freezing": True})
+    network.backbone = frozen  # type: ignore[assignment]
+    network.compiled = True
