@@ -151,6 +151,7 @@ def lanes(p: Picture) -> None:
     for left, width, name in ((4.78, 0.86, "find_lr"), (5.7, 1.14, "find_batch")):
         p.stage(left, 5.77, width, 0.4, name)
     p.stage(6.9, 5.77, 0.6, 0.4, "tune")
+    p.stage(6.74, 6.32, 0.92, 0.4, "search")
     p.stage(7.56, 5.77, 0.6, 0.4, "knn")
     p.path((7.86, 5.77), (7.86, 5.38))
     p.stage(8.22, 5.77, 0.84, 0.4, "adopt")

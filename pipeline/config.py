@@ -23,7 +23,7 @@ from pipeline import backbone_names, budget, registry, tasks
 from pipeline.errors import UserError, nearest
 from pipeline.symmetry import check_symmetry
 
-TIMED = ("all", "auto", "train", "pretrain", "answer")  # the stages that keep to a budget
+TIMED = ("all", "auto", "train", "pretrain", "search", "answer")  # the stages that keep to a budget
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -400,6 +400,28 @@ class Tune:
 
 
 @dataclass
+class Search:
+    """The search for a network."""
+
+    name: str = option("", "name of the search and of the model YAML it writes; empty: <run>-searched")
+    space: str = option("small()", "the networks to choose from", part="architectures")
+    strategy: str = option("evolution()", "how the next network to try is chosen", part="searchers")
+    trials: int = option(24, "short trainings, each of another network", low=1)
+    epochs: int = option(3, "epochs of a trial", low=1)
+    cost: str = option(
+        "parameters", "what a network costs: weights of the backbone, or measured milliseconds an image",
+        choices=("parameters", "milliseconds"),
+    )  # fmt: skip
+    limit: float = option(0.0, "largest cost of a network; 0: none", low=0)
+    choose: str = option(
+        "best", "the winner: the best score, or the cheapest within one paired standard error of it",
+        choices=("best", "cheapest"),
+    )  # fmt: skip
+    fold: int = option(0, "fold whose rows the search never reads: its OOF stays honest", low=0)
+    inner: int = option(1, "fold whose own rows score the trials; its OOF is optimistic afterwards", low=0)
+
+
+@dataclass
 class Auto:
     """What stage=auto chooses from."""
 
@@ -504,7 +526,7 @@ class Config:
         "auto", "number format; auto: by hardware and size", choices=("auto", "fp32", "bf16", "fp16"), scope="run"
     )
     tuned: list[int] = option(
-        [], "folds by whose own rows these settings were chosen (stage=tune writes it); the tables say so",
+        [], "folds by whose own rows these settings were chosen (stage=tune and search write it); the tables say so",
         low=0, scope="run",
     )  # fmt: skip
     device: str = option("auto", "auto | cpu | cuda | cuda:1 | mps")
@@ -571,6 +593,7 @@ class Config:
     report: Report = field(default_factory=Report)
     compare: Compare = field(default_factory=Compare)
     tune: Tune = field(default_factory=Tune)
+    search: Search = field(default_factory=Search)
     auto: Auto = field(default_factory=Auto)
     features: Features = field(default_factory=Features)
     kaggle: Kaggle = field(default_factory=Kaggle)
@@ -1145,6 +1168,8 @@ def _check_devices(config: Config) -> None:
             f"devices={count}, but each trial of stage=tune has one; set devices=1, and start the search several times "
             "at once"
         )
+    if config.stage == "search":
+        raise UserError(f"devices={count}, but each trial of stage=search has one; set devices=1")
 
 
 def _check_value(key: Key, value: Any) -> None:

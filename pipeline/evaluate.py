@@ -205,6 +205,21 @@ def score_seen(metric: Metric, truth: np.ndarray, answer: np.ndarray, folds: np.
     return Score(metric.of(truth, answer), se, kind, scores)
 
 
+def row_error(metric: Metric, truth: np.ndarray, values: np.ndarray, seed: int = 0, samples: int = 200) -> float:
+    """The standard error of the score of N rows, truth and values of the task's form; NaN with a row.
+
+    The row bootstrap's (Efron 1979): of a mean over rows in its closed form, else from ``samples`` draws.
+    """
+    seen, answer = metric.seen(truth, values)
+    if metric.rowwise:
+        scores = metric.rows(seen, answer)
+        scores = scores[~np.isnan(scores)]
+        return float(np.std(scores, ddof=1) / math.sqrt(len(scores))) if len(scores) > 1 else math.nan
+    generator = np.random.default_rng(seed)
+    draws = [metric.of(seen[rows], answer[rows]) for rows in generator.integers(len(seen), size=(samples, len(seen)))]
+    return float(np.std(draws, ddof=1))
+
+
 def paired_gain(
     metric: Metric, truth: np.ndarray, base: np.ndarray, other: np.ndarray, seed: int = 0, samples: int = 1000
 ) -> tuple[float, float]:

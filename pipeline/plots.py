@@ -163,6 +163,42 @@ def importance(title: str, shares: Mapping[str, float], trials: int, path: Path)
     return _write(figure, path)
 
 
+def front(
+    title: str, across: str, up: str, trials: Sequence[tuple[float, float]], best: Sequence[tuple[float, float]],
+    chosen: tuple[float, float, float], reference: tuple[str, float, float] | None, limit: float, path: Path,
+) -> Path:  # fmt: skip
+    """Draw trials by cost and score to a PNG: the front, the chosen one and its error, the reference, the limit.
+
+    trials, best: (cost, score), best along the front from cheap to dear. chosen: cost, score, standard error or NaN.
+    reference: its name, cost and score. limit: 0 for none. Shapes differ as colours do. Returns the path.
+    """
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    figure, axes = _sheet(title, across, up, (8, 4.5))
+    axes.plot(*zip(*trials, strict=True), color="#8c959f", lw=0, marker="o", ms=5, label="trial", zorder=2)
+    steps = {"drawstyle": "steps-post", "color": LINE, "lw": 1.8, "marker": "o", "ms": 6}
+    axes.plot(*zip(*best, strict=True), label="front: nothing is cheaper and as good", zorder=3, **steps)
+    cost, score, error = chosen
+    spread = error if math.isfinite(error) else 0.0
+    axes.errorbar(
+        [cost], [score], [spread], color=MARK, marker="*", ms=16, lw=0, elinewidth=1.6, capsize=4, mec=PAGE,
+        label="chosen, ± 1 standard error" if spread else "chosen", zorder=5,
+    )  # fmt: skip
+    if reference:
+        name, *place = reference
+        axes.plot(*([one] for one in place), color=TEXT, lw=0, marker="D", mfc=PAGE, ms=8, label=name, zorder=4)
+    if limit:
+        axes.axvline(limit, color=TEXT, lw=1, ls="--", label="limit")
+    costs = [cost for cost, _ in trials] + ([reference[1]] if reference else [])
+    if min(costs) > 0 and max(costs) > 8 * min(costs):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.legend(framealpha=0.9, edgecolor=PAGE, facecolor=PAGE, labelcolor=TEXT, fontsize=9, loc="best")
+    return _write(figure, path)
+
+
 def _two_lines(label: str) -> str:
     """A dotted name of an argument: what it belongs to above, itself below."""
     owner, _, name = label.rpartition(".")

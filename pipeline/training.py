@@ -143,11 +143,13 @@ def fit_member(
     folder: Path,
     watch: Callable[[float], None] = lambda score: None,
     most: int = 0,
+    make: Callable[[Run, Task, tuple[int, ...]], network.Network] | None = None,
+    learns: type[learner.Learner] = learner.Learner,
 ) -> tuple[Progress, int, float | None]:
     """Train a member in any folder; returns its progress, its rows, and the loss declared of a new model.
 
     watch: called with the score after each epoch; it may raise, to end a training that is not worth more. most: batches
-    of an epoch; 0: all rows'.
+    of an epoch; 0: all rows'. make: another network than the config's; learns: what turns it and a batch into a loss.
     """
     config = run.config
     hardware.start(machine, ranks.size())
@@ -155,8 +157,8 @@ def fit_member(
     table, joined, own = materials(run, task, held_out)
     fabric = engine.make_fabric(machine)
     taught_by = task.form if task.form.directions else task.learns
-    student = learner.Learner(
-        fresh_network(run, task, held_out), config, task.learns, counts_of(table, task), taught_by,
+    student = learns(
+        (make or fresh_network)(run, task, held_out), config, task.learns, counts_of(table, task), taught_by,
         0 if table.soft is None or task.form.spatial else table.soft.shape[1],
     )  # fmt: skip
     loader = resident.loader(joined, table, config, machine, fabric.device, most)

@@ -25,7 +25,12 @@ ELSEWHERE = {  # needs what a test has not; where it is run instead
     "launcher=ray": "tests/test_launch.py",
     "launcher=slurm": "tests/test_launch.py",
 }
-SHORTER = {"tune.trials=60": ["tune.trials=2"], "tune.trials=8": ["tune.trials=3"], "budget=": []}
+SHORTER = {
+    "stage=search": ["search.trials=2", "search.epochs=1"],
+    "tune.trials=60": ["tune.trials=2"],
+    "tune.trials=8": ["tune.trials=3"],
+    "budget=": [],
+}
 CLASSES = ("cat", "dog", "owl")
 
 
