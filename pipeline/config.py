@@ -517,6 +517,10 @@ class Config:
     sampler: str = option("shuffle()", "order and frequency of the training rows", part="samplers", scope="run")
     sizes: str = option("fixed()", "size of the training batches, over steps and epochs", part="sizes", scope="run")
     average: str = option("none()", "average of the weights over steps", part="averages", scope="run")
+    consistency: str = option(
+        "none()", "what images that nobody labelled, test images and data.unlabelled, add to the loss",
+        part="consistencies", scope="run",
+    )  # fmt: skip
     select: str = option(
         "last", "the epoch that predicts: the last, the best on its own fold, or one for all folds",
         choices=("last", "best", "common"), scope="run",
@@ -911,6 +915,7 @@ def check(config: Config) -> None:
     _check_devices(config)
     _check_own_fold(config)
     _check_several(config)
+    _check_consistency(config)
     _check_seeds(config)
     _check_level(config)
     _check_launcher(config)
@@ -1014,9 +1019,10 @@ def _check_active(active: Active) -> None:
 
 def unbatched(config: Config) -> list[str]:
     """What keeps batches from being made on the device: parts of augment that change single images alone, tiles."""
-    known = {text: registry.facts("augments", text) for text in registry.unfold("augments", config.augment)}
+    asked = {"augment": config.augment, **({"strong": tasks.strong(config)} if consistent(config) else {})}
+    known = [(key, text) for key, call in asked.items() for text in registry.unfold("augments", call)]
     tiles = ["data.resize=tiles"] if config.data.resize == "tiles" else []
-    return tiles + [f"augment={text}" for text, facts in known.items() if not facts.get("batched")]
+    return tiles + [f"{key}={text}" for key, text in known if not registry.facts("augments", text).get("batched")]
 
 
 def _check_loader(config: Config) -> None:
@@ -1050,6 +1056,49 @@ def _check_several(config: Config) -> None:
             f"augment={config.augment} makes views of one image, which mix={config.mix} would blend with others; "
             "leave one of them out"
         )
+
+
+def consistent(config: Config) -> dict[str, Any]:
+    """All arguments of the consistency; empty without one."""
+    there = registry.parse(config.consistency).name != "none"
+    return registry.complete_arguments("consistencies", config.consistency) if there else {}
+
+
+def averaging(config: Config) -> str:
+    """The call-string of the average that is kept: of a teacher that follows the student, where there is one."""
+    follows = registry.facts("consistencies", config.consistency).get("teacher")
+    return f"ema(decay={consistent(config)['decay']})" if follows else config.average
+
+
+def _check_consistency(config: Config) -> None:
+    """A consistency compares two views of an image, of which a loader makes no more, by rows that stand alone."""
+    if not consistent(config):
+        return
+    given = f"consistency={config.consistency}"
+    teacher = registry.facts("consistencies", config.consistency).get("teacher")
+    loss = registry.facts("losses", config.loss) if config.loss else {}
+    wrong = {
+        f"average={config.average}, since its teacher is an average": teacher and _but(config.average, "none()"),
+        "train.compile=true, since its teacher has other weights": teacher and config.train.compile,
+        f"pairs={','.join(config.pairs)}": config.pairs,
+        f"loss={config.loss}": loss.get("views") or loss.get("lengths"),
+        f"augment={config.augment}": registry.facts("augments", config.augment).get("several"),
+        f"optim={config.optim}, which keeps an average of its own": teacher and _own_average(config.optim),
+    }
+    found = next((text for text, there in wrong.items() if there), "")
+    if found:
+        raise UserError(f"{given} does not go with {found}; leave one of them out")
+    if any(registry.facts("augments", one).get("several") for one in registry.unfold("augments", tasks.strong(config))):
+        raise UserError(f"{given}: strong makes one view, and several() makes more; give what changes a single image")
+    check_symmetry([tasks.strong(config)], config.symmetry, "augments", config.competition)
+
+
+def _own_average(optim: str) -> bool:
+    return any("average" in registry.facts("optims", one) for one in registry.unfold("optims", optim))
+
+
+def _but(call: str, plain: str) -> bool:
+    return registry.parse(call) != registry.parse(plain)
 
 
 def has_levels(decoder: str) -> bool:

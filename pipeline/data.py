@@ -17,14 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from pipeline import ranks, registry
-from pipeline.config import Config
+from pipeline import ranks, registry, tasks
+from pipeline.config import Config, consistent
 from pipeline.errors import UserError
 from pipeline.hardware import physical_cores
 from pipeline.images import Images
 from pipeline.parts import augments
 
-SIZE = 1  # tells the draw of a batch's size from the other draws of its step
+SIZE, POOL = 1, 3  # tell the draws of a batch's size and of a pool's order from the other draws of a step
 CPU = torch.device("cpu")
 
 
@@ -35,6 +35,8 @@ class Table:
     rows: (N,) int64, places in the joined images (train, then test). targets: (N,) int64 or (N, C) float32, as the
     task makes them. weights: (N,) float32. soft: (N, C) float32 soft labels of a teacher, or None; share: (N,) float32,
     the part of the loss that is distilled from them. Where images come with planes, targets and soft are rows too.
+    pool: (M,) int64, places in the joined images of those of which two views are to agree, whoever labelled them; None
+    where no consistency asks for them. It stays behind where rows are taken.
     """
 
     rows: np.ndarray
@@ -42,6 +44,7 @@ class Table:
     weights: np.ndarray
     soft: np.ndarray | None = None
     share: np.ndarray | None = None
+    pool: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,7 +69,8 @@ class Batch:
     With augment=several() images are (V·B, C, H, W), one view of all rows after the other. targets and soft may be
     planes (B, P, H, W) uint8, see ``forms.levels``.
     size: side in pixels at which the network is to see it; 0: as it is. total: what the weights of a whole batch come
-    to for each of the processes that share it; 0: this is the whole.
+    to for each of the processes that share it; 0: this is the whole. pool: (2U, C, H, W) uint8, the weak views of U
+    more images, then their strong views; done: the share of the training that lies before this batch, 0–1.
     """
 
     images: torch.Tensor
@@ -76,6 +80,8 @@ class Batch:
     share: torch.Tensor | None = None
     size: int = 0
     total: float = 0.0
+    pool: torch.Tensor | None = None
+    done: float = 0.0
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device, without waiting for the copy where it is pinned."""
@@ -86,9 +92,9 @@ class Batch:
         return self._each(lambda part: pinned(part, device)) if device.type == "cuda" else self
 
     def _each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        parts = (self.images, self.targets, self.weights, self.soft, self.share)
-        made = (None if part is None else function(part) for part in parts)
-        return Batch(*made, size=self.size, total=self.total)  # type: ignore[arg-type]
+        names = ("images", "targets", "weights", "soft", "share", "pool")
+        parts = {name: part for name in names if (part := getattr(self, name)) is not None}
+        return replace(self, **{name: function(part) for name, part in parts.items()})
 
 
 class Joined:
@@ -138,6 +144,33 @@ def row_seeds(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
     return ((mixed ^ (mixed >> np.uint64(31))) & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
+class Pool:
+    """The rows of a table's pool in an order without end: all of them, then all of them in another order.
+
+    count: how many of them lie beside each batch of a process.
+    """
+
+    def __init__(self, rows: np.ndarray, seed: int, count: int) -> None:
+        self.rows, self.seed, self.count = rows, seed, count
+        self.rank, self.processes = ranks.rank(), ranks.size()
+        self.orders: dict[int, np.ndarray] = {}
+
+    def beside(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(count,) rows beside a step, counted over all epochs, and (count,) seeds of what is drawn for them."""
+        numbers = (step * self.processes + self.rank) * self.count + np.arange(self.count)
+        rounds, places = np.divmod(numbers, len(self.rows))
+        found = [(self.rows[self._order(one)[places[rounds == one]]], one) for one in np.unique(rounds).tolist()]
+        seeds = [row_seeds(self.seed + POOL, one, rows) for rows, one in found]
+        return np.concatenate([rows for rows, _ in found]), np.concatenate(seeds)
+
+    def _order(self, number: int) -> np.ndarray:
+        """The order of a round; the last two are kept."""
+        if number not in self.orders:
+            kept = {one: order for one, order in self.orders.items() if one == number - 1}
+            self.orders = {**kept, number: draw(self.seed, number, 0, POOL).permutation(len(self.rows))}
+        return self.orders[number]
+
+
 class Loader:
     """Batches of a table, epoch by epoch; any step of any epoch can be the first.
 
@@ -159,13 +192,18 @@ class Loader:
             )
         self.sampler = registry.build("samplers", config.sampler)
         self.sizes = registry.build("sizes", config.sizes)(config.image_size, config.epochs)
-        self.transforms, self.further, self.changed = augments.parted(self.changes(config))
+        self.transforms, self.further, self.changed = augments.parted(self.changes(config, config.augment))
         self.views = self.changed.stop
+        self.epochs, self.pool, self.strong = config.epochs, None, list[Any]()
+        if table.pool is not None and (beside := consistent(config)):
+            count = max(1, round(beside["ratio"] * self.batch_size / self.processes))
+            self.pool = Pool(table.pool, self.seed, count)
+            self.strong = self.changes(config, tasks.strong(config))
         self.waited = 0.0
 
-    def changes(self, config: Config) -> list[Any]:
-        """What augments the images."""
-        return registry.build("augments", config.augment)(config.image_size)
+    def changes(self, config: Config, augment: str) -> list[Any]:
+        """What an augment does to images."""
+        return registry.build("augments", augment)(config.image_size)
 
     @property
     def steps(self) -> int:
@@ -197,17 +235,26 @@ class Loader:
         whole = self.table.weights[order[step * self.batch_size : (step + 1) * self.batch_size]]
         return float(whole.sum()) / self.processes if self.processes > 1 else 0.0
 
+    def facts(self, order: np.ndarray, epoch: int, step: int) -> dict[str, Any]:
+        """What a batch says besides its rows."""
+        done = (epoch * self.steps + step) / (self.epochs * self.steps)
+        return {"size": self.size(epoch, step), "total": self.total(order, step), "done": done}
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step ``start`` on, prepared ahead by a thread."""
         order = self.order(epoch)
 
         def batches() -> Iterator[Batch]:
             threads = max(1, physical_cores() // self.processes)
-            with _Augmenter(self.transforms, threads) as augment, _Augmenter(self.further, threads) as change:
+            with (
+                _Augmenter(self.transforms, threads) as augment,
+                _Augmenter(self.further, threads) as change,
+                _Augmenter(self.strong, threads) as strengthen,
+            ):
                 for step in range(start, self.steps):
-                    total = self.total(order, step)
                     batch = self._batch(self.places(order, step), epoch, augment, change)
-                    yield replace(batch, size=self.size(epoch, step), total=total).pinned(self.device)
+                    pool = self._pooled(epoch * self.steps + step, augment, strengthen)
+                    yield replace(batch, pool=pool, **self.facts(order, epoch, step)).pinned(self.device)
 
         self.waited = 0.0
         for batch, waited in prefetch(batches()):
@@ -228,6 +275,18 @@ class Loader:
         if planes is not None and soft is not None:  # the teacher's lie behind those of the truth
             targets, soft = targets.chunk(2, dim=1)
         return Batch(channels_first(images), targets, weights, soft, share)  # type: ignore[arg-type]
+
+    def _pooled(self, step: int, augment: _Augmenter, strengthen: _Augmenter) -> torch.Tensor | None:
+        """The weak and then the strong views beside a step; of images with planes a pixel keeps its place in both."""
+        if self.pool is None:
+            return None
+        rows, seeds = self.pool.beside(step)
+        weak, planes = self.images.samples(rows, seeds)
+        strong = weak.copy()
+        augment(weak, None, seeds)
+        augment(strong, None, seeds if planes is not None else seeds + (1 << 32))
+        strengthen(strong, None, seeds + (2 << 32))
+        return channels_first(np.concatenate([weak, strong]))
 
 
 class _Augmenter:

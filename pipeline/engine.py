@@ -26,7 +26,7 @@ from torch import nn
 from pipeline import budget, console, objective, ranks, registry
 from pipeline.artefacts import shown
 from pipeline.checkpoint import Progress, State, averaged, epoch_weights, predicting
-from pipeline.config import Config, Train
+from pipeline.config import Config, Train, averaging
 from pipeline.course import Course
 from pipeline.data import Loader, draw
 from pipeline.errors import Diverged, OutOfTime
@@ -94,11 +94,18 @@ def clip(fabric: Fabric, module: Any, optimizer: Any, train: Train) -> None:
         fabric.clip_gradients(module, optimizer, max_norm=train.clip_norm, error_if_nonfinite=False)
 
 
-def make_average(network: nn.Module, config: Config, total: int) -> Any:
-    """The average over so many optimizer steps, told where the schedule's cycles end if it asks for that."""
-    asks = registry.facts("averages", config.average).get("cycles")
+def make_average(learner: Learner, config: Config, total: int) -> Any:
+    """The average over so many optimizer steps, told where the schedule's cycles end if it asks for that.
+
+    Where a teacher follows the student, the average is that teacher.
+    """
+    chosen = averaging(config)
+    asks = registry.facts("averages", chosen).get("cycles")
     ends = [schedules.cycle_ends(config.schedule, total)] if asks else []
-    return registry.build("averages", config.average)(network, total, *ends)
+    average = registry.build("averages", chosen)(learner.network, total, *ends)
+    if learner.consistency is not None:
+        learner.consistency.follow(average)
+    return average
 
 
 def fit(
@@ -118,7 +125,7 @@ def fit(
     groups = math.ceil(train.steps / config.train.accumulate)  # the last one of an epoch may be smaller
     total = config.epochs * groups
     course = Course(config, learner.network, total)
-    average = make_average(learner.network, config, total)
+    average = make_average(learner, config, total)
     for options in optimizer.param_groups:
         options["initial_lr"] = options["lr"]
     state = State(learner, optimizer, average, getattr(fabric.strategy.precision, "scaler", None), folder)

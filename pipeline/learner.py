@@ -1,9 +1,10 @@
-"""Model and loss as one module: a batch in, one loss out. Mixing and distillation live here; the loop knows neither."""
+"""Model and loss as one module: a batch in, one loss out.
+
+Mixing, distillation and consistency live here; the loop knows none of them.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.config import Config
 from pipeline.data import Batch
 from pipeline.forms import CLASSES, LEVELS, UNKNOWN, VOID, Form
 from pipeline.network import Network
+from pipeline.parts.consistencies import uncounted
 from pipeline.parts.losses import DISTILLATIONS, CosineDistillation
 from pipeline.segmenters import Answers
 
@@ -60,6 +62,7 @@ class Learner(Learning):
             plan = network.blueprint
             build = registry.build("auxiliaries", config.auxiliary)
             self.auxiliary = build(network.backbone, plan.outputs or len(plan.columns), plan.head)
+        self.consistency = registry.build("consistencies", config.consistency)(learns)
         self.temperature = config.train.temperature
         self.presence = config.train.presence
 
@@ -68,9 +71,12 @@ class Learner(Learning):
 
         Of a share of a batch: so that the mean over the processes is the mean loss of the whole.
         """
+        pool, done = self._pool(batch), batch.done
         images, batch = at_size(self.network.prepare(batch.images), batch)
         if self.mix is not None:
             images, batch = self._mixed(images, batch, generator)
+        if pool is not None:  # in one batch with the labelled rows, so that all are normalised alike
+            images = torch.cat([images, self.consistency.shown(pool)])
         related = self.relates and batch.soft is not None
         if self.pairs or self.measures or related:
             vectors = self.network.vectors(images)
@@ -79,14 +85,22 @@ class Learner(Learning):
             rows = rows + self._compared(vectors, batch) if self.pairs else rows
             rows = self._related(rows, vectors, batch) if related else rows
         elif self.auxiliary is None:
-            rows = self._answers(self.network.outputs(images), batch)
+            outputs, others = parted(self.network.outputs(images), pool, batch)
+            rows = self._answers(outputs, batch)
         else:
             with self.auxiliary.watching(self.network.backbone) as seen:
-                outputs = self.network.outputs(images)
+                outputs, others = parted(self.network.outputs(images), pool, batch)
             beside = None if self.memory is None else self.memory.clone()
-            rows = self.auxiliary.share * self._rows(self.auxiliary(seen.pop()), batch, beside)
+            rows = self.auxiliary.share * self._rows(parted(self.auxiliary(seen.pop()), pool, batch)[0], batch, beside)
             rows = rows + self._rows(outputs, batch, self.memory)
-        return (rows * batch.weights).sum() / (batch.total or batch.weights.sum())
+        loss = (rows * batch.weights).sum() / (batch.total or batch.weights.sum())
+        return loss if pool is None else loss + self.consistency.loss(Said(self.network), pool, others, done)
+
+    def _pool(self, batch: Batch) -> torch.Tensor | None:
+        """The prepared views of a batch's pool, if it has one, at the batch's size."""
+        if batch.pool is None or self.consistency is None:
+            return None
+        return sized(self.network.prepare(batch.pool), batch.size)
 
     def _compared(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Vectors (V·B, F) → the losses of B rows by the other rows of their batch, each loss by its weight."""
@@ -181,17 +195,48 @@ class Function(nn.Module):
         return found
 
 
+class Said(nn.Module):
+    """A network as a module whose call gives its raw outputs of prepared images, those of the last level."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) → (B, C) or (B, C, H, W) float32."""
+        return last(self.network.outputs(images))  # type: ignore[operator]
+
+
+def parted(outputs: Any, pool: torch.Tensor | None, batch: Batch) -> tuple[Any, Any]:
+    """Outputs of a batch's rows, and of the images of a pool behind them, if there is one, those of the last level."""
+    if pool is None:
+        return outputs, None
+    rows, others = len(batch.weights), last(outputs)[len(batch.weights) :].float()
+    if not isinstance(outputs, Answers):
+        return outputs[:rows], others
+    labels = None if outputs.labels is None else outputs.labels[:rows]
+    return Answers([level[:rows] for level in outputs.planes], labels), others
+
+
+def sized(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Images at this size, 0: as they are; bilinear, smoothed where they shrink."""
+    if not size or images.shape[-2:] == (size, size):
+        return images
+    images = functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
 def at_size(images: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Batch]:
-    """Images (bilinear, smoothed where they shrink), and targets that are planes of pixels, at the batch's size."""
+    """Images, and targets that are planes of pixels, at the batch's size."""
     side = (batch.size, batch.size)
     if not batch.size or images.shape[-2:] == side:
         return images, batch
-    images = functional.interpolate(images, size=side, mode="bilinear", antialias=True)
+    images = sized(images, batch.size)
     if batch.targets.ndim == images.ndim:
         planes = {"targets": batch.targets, **({} if batch.soft is None else {"soft": batch.soft})}
-        sized = {name: functional.interpolate(one, size=side, mode="nearest-exact") for name, one in planes.items()}
-        batch = replace(batch, **sized)  # type: ignore[arg-type]
-    return images.contiguous(memory_format=torch.channels_last), batch
+        smaller = {name: functional.interpolate(one, size=side, mode="nearest-exact") for name, one in planes.items()}
+        batch = replace(batch, **smaller)  # type: ignore[arg-type]
+    return images, batch
 
 
 def last(outputs: torch.Tensor | Answers) -> torch.Tensor:
@@ -216,20 +261,6 @@ def _learnable(targets: torch.Tensor) -> torch.Tensor:
     if targets.dtype == torch.uint8:
         return torch.where(targets == VOID, -1.0, targets.float() / LEVELS)
     return targets if targets.is_floating_point() else targets.clamp(min=0)
-
-
-@contextlib.contextmanager
-def uncounted(head: nn.Module) -> Iterator[None]:
-    """Within, the head's BatchNorm takes no batch into its statistics: it has seen this one already."""
-    norms = [layer for layer in head.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    before = [norm.track_running_stats for norm in norms]
-    try:
-        for norm in norms:
-            norm.track_running_stats = norm.track_running_stats and not norm.training
-        yield
-    finally:
-        for norm, tracks in zip(norms, before, strict=True):
-            norm.track_running_stats = tracks
 
 
 def mixes(config: Config) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.tasks import Task
 
 TILES = "tiles"
-TRAIN, TEST = "train images", "test images"  # what images are: as bars call them, and what a broken one means
+TRAIN, TEST, MORE = "train images", "test images", "unlabelled images"  # as bars call them, and what a broken one means
 PLANES = "planes"  # what a file holds that has no predictions but what is to be learned
 PLACE = 1_000_003  # keeps the draws of a square's place apart from those of its augmentation
 
@@ -113,6 +113,21 @@ class Given:
         return self.planes[place]
 
 
+@dataclass(frozen=True)
+class Nothing:
+    """Void planes, for images that nobody labelled. shapes: (N, 2) their heights and widths; planes: how many."""
+
+    shapes: np.ndarray
+    planes: int
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """(H, W, P) uint8, void."""
+        return np.full((*self.shapes[row], self.planes), VOID, dtype=np.uint8)
+
+
 class Taught:
     """Planes of rows with a teacher's behind them: (H, W, 2P); what one of both has not is void.
 
@@ -150,13 +165,13 @@ def _place(stores: Sequence[Planes], row: int) -> tuple[int, int]:
 class Source:
     """The images of some files, in each of the ways that members look at them.
 
-    files: specs, relative to the competition's folder. what: TRAIN or TEST; a test image that does not decode is
-    predicted as a grey one, where a training image stops the work. sizes: (N, 2) int64, height and width of each image.
+    files: specs, relative to the competition's folder. what: TRAIN, TEST or MORE; an image that does not decode counts
+    as a grey one, where a training image stops the work. sizes: (N, 2) int64, height and width of each image.
     """
 
     def __init__(self, config: Config, competition: Competition, files_: Sequence[str], what: str) -> None:
         self.config, self.competition, self.files = config, competition, list(files_)
-        self.label, self.broken = f"{competition.name} {what}", "fill" if what == TEST else "stop"
+        self.label, self.broken = f"{competition.name} {what}", "stop" if what == TRAIN else "fill"
         self.sizes = sizes_of(config, competition, self.files)
 
     def square(self, size: int) -> Any:
@@ -190,6 +205,23 @@ def learned_from(
         return Whole([source.square(config.image_size) for source in sources], planes)
     skip, stores_ = int(task.learns.simplex), [source.own_size() for source in sources]  # the ground is skipped
     return Squares(stores_, planes, config.image_size, config.tiles.foreground, skip)
+
+
+def with_pool(
+    config: Config, competition: Competition, task: Task, source: Whole | Squares
+) -> tuple[Whole | Squares, np.ndarray]:
+    """The source with the test images and those of data.unlabelled behind, whose planes are void, and their rows."""
+    tables = {TEST: competition.test, MORE: competition.unlabelled}
+    stores_, planes, rows = list(source.stores), list(source.planes), [np.zeros(0, dtype=np.int64)]
+    count = task.outputs * (1 + any(isinstance(one, Taught) for one in planes))
+    for what, files_ in ((what, table["file"].tolist()) for what, table in tables.items() if len(table)):
+        images_, tiles = Source(config, competition, files_, what), config.data.resize == TILES
+        more = images_.own_size() if tiles else images_.square(config.image_size)
+        shapes = [more[row].shape[:2] for row in range(len(files_))] if tiles else [more.shape[1:3]] * len(files_)
+        rows.append(sum(map(len, planes)) + np.setdiff1d(np.arange(len(files_)), [] if tiles else more.broken))
+        stores_.append(more)
+        planes.append(Nothing(np.array(shapes), count))
+    return replace(source, stores=stores_, planes=planes), np.concatenate(rows)
 
 
 # --- what is kept in the cache ------------------------------------------------------------------------------------

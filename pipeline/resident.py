@@ -40,14 +40,15 @@ class DeviceLoader(Loader):
 
     def __init__(self, images: Source, table: Table, config: Config, most: int, device: torch.device) -> None:
         super().__init__(images, table, config, most, device)
-        rows, where = np.unique(self.table.rows, return_inverse=True)
-        self.pixels, self.planes = self._read(rows)
-        self.where = self._sent(where.astype(np.int64))
+        rows = self.table.rows if self.pool is None else np.concatenate([self.table.rows, self.pool.rows])
+        self.rows = np.unique(rows)
+        self.pixels, self.planes = self._read(self.rows)
+        self.where = self._sent(np.searchsorted(self.rows, self.table.rows))
         self.parts = [self._sent(part) for part in self.table._parts()[1:]]
 
-    def changes(self, config: Config) -> list[Any]:
-        """What augments the batches."""
-        return augments.batched(config.augment, config.image_size)
+    def changes(self, config: Config, augment: str) -> list[Any]:
+        """What an augment does to batches."""
+        return augments.batched(augment, config.image_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step ``start`` on; ``waited`` is the time it takes to ask for them."""
@@ -58,7 +59,7 @@ class DeviceLoader(Loader):
         for step in range(start, self.steps):
             began = time.perf_counter()
             batch = self._gathered(self.places(places, step), self.places(seeds, step))
-            batch = replace(batch, size=self.size(epoch, step), total=self.total(order, step))
+            batch = replace(batch, pool=self._paired(epoch * self.steps + step), **self.facts(order, epoch, step))
             self.waited += time.perf_counter() - began
             yield batch
 
@@ -77,6 +78,17 @@ class DeviceLoader(Loader):
         if planes is not None and soft is not None:  # the teacher's lie behind those of the truth
             targets, soft = targets.chunk(2, dim=1)
         return Batch(images.permute(0, 3, 1, 2), targets, weights, soft, share)  # type: ignore[arg-type]
+
+    def _paired(self, step: int) -> torch.Tensor | None:
+        """As ``Loader._pooled``, from the images that lie here."""
+        if self.pool is None:
+            return None
+        rows, numbers = self.pool.beside(step)
+        images, seeds = self.pixels[self._sent(np.searchsorted(self.rows, rows))], self._sent(numbers)
+        others = seeds if self.planes is not None else seeds + (1 << 32)
+        weak, strong = (batched.changed(self.transforms, images, None, own)[0] for own in (seeds, others))
+        strong, _ = batched.changed(self.strong, strong, None, seeds + (2 << 32))
+        return torch.cat([weak, strong]).permute(0, 3, 1, 2)
 
     def _read(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The images of rows, and their planes if there are any, on the device, sent as they are read."""

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline import artefacts
+from pipeline import artefacts, unlabelled
 from pipeline.artefacts import Predictions, shown
 from pipeline.competition import Competition, load
-from pipeline.config import Config, keys, own_fold, replace, root, scoped
+from pipeline.config import Config, consistent, keys, own_fold, replace, root, scoped
 from pipeline.errors import UserError, some
 from pipeline.folds import asked_folds, learns_from, read_folds
 from pipeline.tasks import Task, task_for
@@ -132,6 +132,8 @@ class Run:
         config, competition, count = self.config, self.competition, len(self.competition.train)
         if config.train.labels or config.train.soft:
             count += len(competition.test)
+        if consistent(config):
+            count = len(competition.train) + len(competition.test) + len(competition.unlabelled)
         if config.data.extra:
             from pipeline import extra
 
@@ -159,6 +161,8 @@ class Run:
             from pipeline import extra
 
             found["data.extra"] = extra.digest(self.config, self.competition)
+        if consistent(self.config) and self.config.data.unlabelled:
+            found["data.unlabelled"] = unlabelled.digest(self.competition.folder, self.competition.unlabelled)
         return found | self.inputs_of("train.labels", "train.soft", "train.hard", "weights")
 
     def inputs_of(self, *names: str) -> dict[str, str]:

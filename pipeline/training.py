@@ -34,11 +34,12 @@ from pipeline import (
 )
 from pipeline.artefacts import Predictions, shown
 from pipeline.checkpoint import Progress
-from pipeline.config import Config, replace, root
+from pipeline.config import Config, consistent, replace, root
 from pipeline.data import Joined, Source, Table, draw
 from pipeline.errors import UserError, some
 from pipeline.forms import UNKNOWN
 from pipeline.hardware import Hardware
+from pipeline.images import Images
 from pipeline.maps import Geometry, Mean, Stored
 from pipeline.parts import views
 from pipeline.runs import Run
@@ -191,7 +192,27 @@ def _pictures(run: Run, task: Task, held_out: tuple[int, ...]) -> tuple[Table, S
         pictures.append(stores.extra_store(run.config, outside))
     if run.config.train.hard:
         table.weights = table.weights * _hardness(run)[np.minimum(table.rows, len(run.folds))]
+    if consistent(run.config):
+        _add_pool(table, run, pictures)
     return table, Joined(pictures), images.train
+
+
+def _add_pool(table: Table, run: Run, pictures: list[Images]) -> None:
+    """Give a table its pool: the member's own rows, the test images, and those of data.unlabelled, behind the others.
+
+    Fold safety: of no row in it is a label looked at, and no row of the folds held out is in it.
+    """
+    pool = [table.rows, len(pictures[0]) + whole(pictures[1])]
+    if len(run.competition.unlabelled):
+        more = stores.unlabelled_store(run.config, run.competition, run.config.image_size)
+        pool.append(sum(map(len, pictures)) + whole(more))
+        pictures.append(more)
+    table.pool = np.unique(np.concatenate(pool))
+
+
+def whole(images: Images) -> np.ndarray:
+    """The rows of images that decode."""
+    return np.setdiff1d(np.arange(len(images)), images.broken)
 
 
 def _pairs(run: Run, task: Task, held_out: tuple[int, ...]) -> tuple[Table, Source, Any]:
@@ -200,7 +221,11 @@ def _pairs(run: Run, task: Task, held_out: tuple[int, ...]) -> tuple[Table, Sour
     table, planes = member_table(run, task, held_out, np.zeros(0, dtype=np.int64)), _planes(run, task, held_out)
     if config.data.resize == masked.TILES:
         table = table.take(np.repeat(np.arange(len(table)), config.tiles.repeat))
-    return table, masked.learned_from(config, competition, task, planes), train
+    source = masked.learned_from(config, competition, task, planes)
+    if consistent(config):
+        source, more = masked.with_pool(config, competition, task, source)
+        table.pool = np.concatenate([np.unique(table.rows), more])
+    return table, source, train
 
 
 def _planes(run: Run, task: Task, held_out: tuple[int, ...]) -> list[Any]:

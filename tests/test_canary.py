@@ -154,6 +154,18 @@ def test_distillation_from_oof_leaks_at_second_order_and_says_so(canary):
     assert canary.oof("leaky") < 0.45
 
 
+@pytest.mark.parametrize("call", ["mean_teacher()", pytest.param("fixmatch(threshold=0.6)", marks=pytest.mark.slow)])
+def test_consistency_on_the_copies_stays_at_chance(canary, call):
+    """The pool holds a copy of each held-out row; one member will do: its own rows' labels would show as 0.99."""
+    words = (f"run={call[:4]}", "fold=0", f"consistency={call}")
+    canary.run("stage=train", *words)
+    canary.run("stage=predict", *words)
+    own, folder = Run(small.config(), "tiny").folds == 0, canary.root / f"runs/noise/{call[:4]}/fold0"
+    oof, test = (Predictions.load(folder / name).values for name in ("oof.npz", "test.npz"))
+    assert accuracy(oof, truth()[own]) <= CHANCE + 3 * math.sqrt(CHANCE * (1 - CHANCE) / own.sum())
+    assert accuracy(test[~own], truth()[~own]) >= 0.9, "else the canary could not sing: it knows its own rows"
+
+
 def test_learning_from_hard_rows_stays_at_chance_and_names_its_leak(canary):
     """Second order: who found a row hard had learned fold 0. One member will do: its own labels would show as 0.99."""
     canary.run("stage=mine", "run=tiny")

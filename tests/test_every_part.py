@@ -12,7 +12,7 @@ KINDS = {
     "optims": "optim", "schedules": "schedule", "averages": "average", "norms": "norm", "activations": "activation",
     "stems": "stem", "finetunes": "finetune", "preprocesses": "data.preprocess",
     "normalises": "data.normalise", "sizes": "sizes",
-    "auxiliaries": "auxiliary", "pairs": "pairs",
+    "auxiliaries": "auxiliary", "pairs": "pairs", "consistencies": "consistency",
 }  # fmt: skip
 TASKS = {"classes": "multiclass()", "labels": "multilabel()", "numbers": "regression()"}
 NEEDED = {  # arguments without a default, and partners
@@ -60,6 +60,7 @@ PROMISED = {  # what the project says it has, by kind; a part that vanishes or i
     "rerankings": "none query_expansion database_augmentation k_reciprocal diffusion",
     "heads": "linear inner_product mlp cosine bnneck per_part multi_sample_dropout drop_connect",
     "auxiliaries": "none middle",
+    "consistencies": "none mean_teacher fixmatch",
     "optims": "sgd adagrad adadelta rmsprop adam adamw nadam radam lamb lars lion muon schedule_free sam lookahead",
 }
 

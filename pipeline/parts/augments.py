@@ -3,7 +3,7 @@
 Form: ``f(image_size, *, …) -> list`` of albumentations transforms, or ``policies.Seeded`` ones, that keep an (S, S, C)
 uint8 image's size and dtype; an empty list does nothing. The fact ``symmetry`` is what the competition must declare for
 the label to stay true; ``calls`` names the argument that holds call-strings of others, whose strongest then counts;
-``takes`` leaves out masks where a part moves pixels without them.
+``takes`` leaves out masks where a part moves pixels without them; ``stays`` says that no pixel moves at all.
 
 The fact ``batched`` says that the same can be done to a whole batch, for loader=device: the function beside the part,
 ``NAME_batched`` of the same signature, gives a list of changes of ``pipeline/batched.py`` with the same distribution.
@@ -30,7 +30,7 @@ from pipeline.registry import part
 BORDERS = {"replicate": 1, "reflect": 4, "constant": 0}  # OpenCV's border modes; constant is black
 
 
-@part(source="the baseline", symmetry="none", batched=True)
+@part(source="the baseline", symmetry="none", batched=True, stays=True)
 def none(image_size: int) -> list[Any]:
     """The image as it is."""
     return []
@@ -125,7 +125,13 @@ def crop_batched(
     return [_batches().Crop(tuple(scale), tuple(ratio))]
 
 
-@part(source="DeVries & Taylor 2017", symmetry="none", batched=True, allowed={"size": (0.01, 1), "chance": (0, 1)})
+@part(
+    source="DeVries & Taylor 2017",
+    symmetry="none",
+    batched=True,
+    stays=True,
+    allowed={"size": (0.01, 1), "chance": (0, 1)},
+)
 def cutout(image_size: int, *, size: float = 0.25, chance: float = 0.5) -> list[Any]:
     """A square of the image made black.
 
@@ -193,7 +199,12 @@ def medium_batched(image_size: int, *, scale: float = 0.6, colour: float = 0.2) 
     return [*moved, _batches().Tone(colour, colour, 0.5), *cutout_batched(image_size)]
 
 
-@part(source="Chen et al. 2020 (SimCLR), appendix A", symmetry="none", allowed={"strength": (0, 1), "chance": (0, 1)})
+@part(
+    source="Chen et al. 2020 (SimCLR), appendix A",
+    symmetry="none",
+    stays=True,
+    allowed={"strength": (0, 1), "chance": (0, 1)},
+)
 def colour(image_size: int, *, strength: float = 0.5, chance: float = 0.8) -> list[Any]:
     """Brightness, contrast, saturation and hue changed, in random order; without colours the first two alone.
 
@@ -206,7 +217,12 @@ def colour(image_size: int, *, strength: float = 0.5, chance: float = 0.8) -> li
         return [ByChannels(three, A.RandomBrightnessContrast((-tone, tone), (-tone, tone), p=chance))]
 
 
-@part(source="Chen et al. 2020 (SimCLR), appendix A", symmetry="none", allowed={"sigma": (0.1, 100), "chance": (0, 1)})
+@part(
+    source="Chen et al. 2020 (SimCLR), appendix A",
+    symmetry="none",
+    stays=True,
+    allowed={"sigma": (0.1, 100), "chance": (0, 1)},
+)
 def blur(image_size: int, *, sigma: float = 1.0, chance: float = 0.5) -> list[Any]:
     """A Gaussian blur.
 
@@ -216,7 +232,12 @@ def blur(image_size: int, *, sigma: float = 1.0, chance: float = 0.5) -> list[An
         return [A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, sigma), p=chance)]
 
 
-@part(source="Bishop 1995 (Training with noise)", symmetry="none", allowed={"deviation": (0, 1), "chance": (0, 1)})
+@part(
+    source="Bishop 1995 (Training with noise)",
+    symmetry="none",
+    stays=True,
+    allowed={"deviation": (0, 1), "chance": (0, 1)},
+)
 def noise(image_size: int, *, deviation: float = 0.05, chance: float = 0.5) -> list[Any]:
     """Gaussian noise, of each pixel and channel its own.
 
@@ -230,6 +251,7 @@ def noise(image_size: int, *, deviation: float = 0.05, chance: float = 0.5) -> l
     source="Zhong et al. 2020, algorithm 1",
     symmetry="none",
     batched=True,
+    stays=True,
     allowed={"area": (0.001, 1), "ratio": (0.01, 100), "chance": (0, 1)},
 )
 def erasing(
@@ -352,7 +374,11 @@ def aug_mix(image_size: int, *, severity: int = 3, width: int = 3, depth: int = 
 
 
 @part(
-    source="Buslaev et al. 2020 (albumentations), Compose", symmetry="none", calls={"parts": "augments"}, batched=True
+    source="Buslaev et al. 2020 (albumentations), Compose",
+    symmetry="none",
+    calls={"parts": "augments"},
+    batched=True,
+    stays=True,
 )
 def compose(image_size: int, *, parts: tuple[str, ...] = ("flips()", "light()")) -> list[Any]:
     """Several augments in turn; it needs the symmetry of the most demanding of them.

@@ -133,6 +133,18 @@ def settle(config: Config) -> None:
     config.folds.method = config.folds.method or (known["group_split"] if groups else known["split"])
 
 
+STRONG = {  # what makes a strong view, by whether pixels must stay in their places
+    False: "compose(parts=['rand_augment()','cutout(size=0.5,chance=1)'])",
+    True: "compose(parts=['colour()','blur()','cutout(chance=1)'])",
+}
+
+
+def strong(config: Config) -> str:
+    """The augment that makes the strong view of a consistency: its own, or the usual one for the task."""
+    arguments = registry.complete_arguments("consistencies", config.consistency)
+    return str(arguments.get("strong", "none()") or STRONG[bool(facts(config.task).get("spatial"))])
+
+
 def check(config: Config) -> None:
     """Raise UserError unless loss, metric, split and sampler take what the task gives; reads no data."""
     known = facts(config.task)
@@ -140,6 +152,8 @@ def check(config: Config) -> None:
         "loss": ("losses", config.loss, known["learns"]),
         "auxiliary": ("auxiliaries", config.auxiliary, known["learns"]),
         "augment": ("augments", config.augment, known["learns"]),
+        "consistency": ("consistencies", config.consistency, known["learns"]),
+        "strong": ("augments", strong(config), known["learns"]),
         "sampler": ("samplers", config.sampler, known["learns"]),
         "metric": ("metrics", config.metric, known.get("scored", known["form"])),
         "folds.method": ("splits", config.folds.method, known.get("strata", known["form"])),
@@ -157,8 +171,33 @@ def check(config: Config) -> None:
     _check_pairs(config, str(known["learns"]))
     _check_embeddings(config, str(known["form"]))
     _check_open_set(config, bool(known.get("open_set")))
+    _check_consistency(config)
     _check_never(config, known.get("never", ()))
     _check_spatial(config, bool(known.get("spatial")))
+
+
+def _check_consistency(config: Config) -> None:
+    """Identities of the test are others; numbers have no KL; of masks a pixel keeps its place in both views."""
+    arguments, known = registry.complete_arguments("consistencies", config.consistency), facts(config.task)
+    if not arguments:
+        return
+    if known.get("open_set"):
+        raise UserError(
+            f"consistency={config.consistency} asks which class an image shows, but those of the test are not known to "
+            f"task={config.task}; leave it out"
+        )
+    if arguments.get("distance") == "kl" and known["learns"] == "numbers":
+        raise UserError(
+            f"consistency={config.consistency}: distance='kl' compares probabilities, but task={config.task} learns "
+            "numbers; set distance='mse'"
+        )
+    stays = [name for name, part in registry.parts("augments").items() if part.facts.get("stays")]
+    moving = [one for one in registry.unfold("augments", strong(config)) if registry.parse(one).name not in stays]
+    if known.get("spatial") and moving:
+        raise UserError(
+            f"consistency={config.consistency}: strong={moving[0]} moves pixels, but task={config.task} compares the "
+            f"two views pixel by pixel; augment moves both alike, and for strong there are: {', '.join(stays)}"
+        )
 
 
 def _check_form(task: str, key: str, kind: str, call: str, form: str) -> None:
