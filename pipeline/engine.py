@@ -94,7 +94,7 @@ def clip(fabric: Fabric, module: Any, optimizer: Any, train: Train) -> None:
         fabric.clip_gradients(module, optimizer, max_norm=train.clip_norm, error_if_nonfinite=False)
 
 
-def make_average(learner: Learner, config: Config, total: int) -> Any:
+def make_average(learner: Learning, config: Config, total: int) -> Any:
     """The average over so many optimizer steps, told where the schedule's cycles end if it asks for that.
 
     Where a teacher follows the student, the average is that teacher.
@@ -103,8 +103,7 @@ def make_average(learner: Learner, config: Config, total: int) -> Any:
     asks = registry.facts("averages", chosen).get("cycles")
     ends = [schedules.cycle_ends(config.schedule, total)] if asks else []
     average = registry.build("averages", chosen)(learner.network, total, *ends)
-    if learner.consistency is not None:
-        learner.consistency.follow(average)
+    learner.follow(average)
     return average
 
 

@@ -31,6 +31,9 @@ class Learning(nn.Module):
 
     network: Any
 
+    def follow(self, average: Any) -> None:
+        """Take up the average of the network that ``fit`` keeps; whoever needs a teacher has one in it."""
+
 
 class Learner(Learning):
     """network + loss (+ soft labels of a teacher): ``forward`` gives the weighted mean loss of a batch."""
@@ -65,6 +68,11 @@ class Learner(Learning):
         self.consistency = registry.build("consistencies", config.consistency)(learns)
         self.temperature = config.train.temperature
         self.presence = config.train.presence
+
+    def follow(self, average: Any) -> None:
+        """See ``Learning``."""
+        if self.consistency is not None:
+            self.consistency.follow(average)
 
     def forward(self, batch: Batch, generator: np.random.Generator) -> torch.Tensor:
         """The mean loss of a batch, each row by its weight; generator draws what a mix draws.

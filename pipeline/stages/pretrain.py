@@ -130,7 +130,7 @@ def plain(config: Config) -> Config:
     needed = [registry.facts("optims", text).get("average") for text in registry.unfold("optims", config.optim)]
     made = changed(
         config, epochs=config.pretrain.epochs or TIMES * config.epochs, augment=registry.complete("augments", augment),
-        average=config.average if any(needed) else "none()", finetune="all_alike()", mix="none()",
+        average=config.average if any(needed) else "none()", finetune="all_alike()", mix="none()", consistency="none()",
         sampler="shuffle()", sizes="fixed()", auxiliary="none()", select="last", fold=["full"], pairs=[],
         train__seconds=0.0, train__seeds=1, train__patience=0, train__labels="", train__soft="", train__hard="",
     )  # fmt: skip
