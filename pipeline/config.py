@@ -1019,7 +1019,7 @@ def _check_active(active: Active) -> None:
 
 def unbatched(config: Config) -> list[str]:
     """What keeps batches from being made on the device: parts of augment that change single images alone, tiles."""
-    asked = {"augment": config.augment, **({"strong": tasks.strong(config)} if consistent(config) else {})}
+    asked = {"augment": config.augment, **({"strong": beside["strong"]} if (beside := consistent(config)) else {})}
     known = [(key, text) for key, call in asked.items() for text in registry.unfold("augments", call)]
     tiles = ["data.resize=tiles"] if config.data.resize == "tiles" else []
     return tiles + [f"{key}={text}" for key, text in known if not registry.facts("augments", text).get("batched")]
@@ -1059,9 +1059,10 @@ def _check_several(config: Config) -> None:
 
 
 def consistent(config: Config) -> dict[str, Any]:
-    """All arguments of the consistency; empty without one."""
-    there = registry.parse(config.consistency).name != "none"
-    return registry.complete_arguments("consistencies", config.consistency) if there else {}
+    """All arguments of the consistency, what makes its strong view with the task's default; empty without one."""
+    if registry.parse(config.consistency).name == "none":
+        return {}
+    return {**registry.complete_arguments("consistencies", config.consistency), "strong": tasks.strong(config)}
 
 
 def averaging(config: Config) -> str:
@@ -1072,7 +1073,8 @@ def averaging(config: Config) -> str:
 
 def _check_consistency(config: Config) -> None:
     """A consistency compares two views of an image, of which a loader makes no more, by rows that stand alone."""
-    if not consistent(config):
+    asked = consistent(config)
+    if not asked:
         return
     given = f"consistency={config.consistency}"
     teacher = registry.facts("consistencies", config.consistency).get("teacher")
@@ -1088,9 +1090,9 @@ def _check_consistency(config: Config) -> None:
     found = next((text for text, there in wrong.items() if there), "")
     if found:
         raise UserError(f"{given} does not go with {found}; leave one of them out")
-    if any(registry.facts("augments", one).get("several") for one in registry.unfold("augments", tasks.strong(config))):
+    if any(registry.facts("augments", one).get("several") for one in registry.unfold("augments", asked["strong"])):
         raise UserError(f"{given}: strong makes one view, and several() makes more; give what changes a single image")
-    check_symmetry([tasks.strong(config)], config.symmetry, "augments", config.competition)
+    check_symmetry([asked["strong"]], config.symmetry, "augments", config.competition)
 
 
 def _own_average(optim: str) -> bool:

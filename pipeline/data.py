@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from pipeline import ranks, registry, tasks
+from pipeline import ranks, registry
 from pipeline.config import Config, consistent
 from pipeline.errors import UserError
 from pipeline.hardware import physical_cores
@@ -198,7 +198,7 @@ class Loader:
         if table.pool is not None and (beside := consistent(config)):
             count = max(1, round(beside["ratio"] * self.batch_size / self.processes))
             self.pool = Pool(table.pool, self.seed, count)
-            self.strong = self.changes(config, tasks.strong(config))
+            self.strong = self.changes(config, beside["strong"])
         self.waited = 0.0
 
     def changes(self, config: Config, augment: str) -> list[Any]:
