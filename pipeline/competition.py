@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import artefacts, files, mask_truth, queries, registry, tasks, unlabelled
+from pipeline import absorbed, artefacts, files, mask_truth, queries, registry, tasks, unlabelled
 from pipeline.artefacts import shown
 from pipeline.config import Config, Data, Mask, root
 from pipeline.console import say, warn
@@ -38,6 +38,7 @@ class Competition:
     when a table or an image (its name or size) does. masks: of the training rows, where the competition has such. With
     data.gallery its rows follow those of the test in test and test_table. unlabelled: columns id, file of the images of
     data.unlabelled, no rows where there are none; they are no part of the fingerprint, see ``unlabelled.digest``.
+    absorbed: so many of the training rows, the last ones, are of labels/<name>.csv; their images may be test images.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Competition:
     fingerprint: str
     masks: Told | None = None
     unlabelled: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"id": [], "file": []}, dtype=str))
+    absorbed: int = 0
 
     def column(self, name: str, key: str) -> np.ndarray:
         """(N,) text: a column of the training table; UserError, naming the key, where it is absent or has gaps."""
@@ -88,6 +90,7 @@ def load(config: Config, forgiving: bool = False) -> Competition:
     data = config.data
     names = [data.train_csv, data.test_csv, data.sample, data.train_images, data.test_images, data.gallery]
     names += [config.mask.folder, *([unlabelled.base(data)] if data.unlabelled else [])]
+    names.append(str(absorbed.path_of(config.competition)))
     changed = tuple(os.stat(folder / name).st_mtime_ns if (folder / name).exists() else 0 for name in names)
     known = tasks.facts(config.task)
     form = str(known["form"]) if known.get("spatial") else ""
@@ -135,7 +138,35 @@ def _load(
         print_ = artefacts.fingerprint(print_, mask_truth.digest(told.source, mask))
         return Competition(name, folder, train, targets, test, sample, table, test_table, print_, told, more)
     targets = table[data.target].apply(lambda cells: cells.str.strip())  # "cat " is no other class than "cat"
-    return Competition(name, folder, train, targets, test, sample, table, test_table, print_, unlabelled=more)
+    made = Competition(name, folder, train, targets, test, sample, table, test_table, print_, unlabelled=more)
+    labels = absorbed.path_of(name)
+    return _with_absorbed(made, data, labels) if data.absorbed and labels.is_file() else made
+
+
+def _with_absorbed(competition: Competition, data: Data, path: Path) -> Competition:
+    """The competition with the rows of labels/<name>.csv behind its training rows, and told as labelled."""
+    pools = [competition.test, competition.unlabelled]
+    pool = {name: file for frame in pools for name, file in zip(frame["id"], frame["file"], strict=True)}
+    new = absorbed.read(path, data, competition.train["id"], pool)
+    told = competition.test_table.set_index(data.id).reindex(new[data.id]).reset_index().fillna("")
+    own = new.drop(columns=[absorbed.FOLD, absorbed.ORIGIN, absorbed.DIGEST, "file"])
+    shared = [name for name in competition.table.columns if name in told.columns or name in own.columns]
+    both = {name: frame[name] for frame in (told, own) for name in shared if name in frame.columns}
+    rows = pd.DataFrame({name: cells.where(cells != "", told.get(name, cells)) for name, cells in both.items()})
+    train = pd.DataFrame({"id": new[data.id], "file": new["file"]})
+    targets = new[data.target].apply(lambda cells: cells.str.strip())
+
+    def joined(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+        return pd.concat([one, other], ignore_index=True).fillna("")
+
+    labelled = competition.unlabelled["id"].isin(new[data.id])
+    listing = files.listing(competition.folder, new["file"].tolist())
+    return dataclasses.replace(
+        competition, train=joined(competition.train, train), targets=joined(competition.targets, targets),
+        table=joined(competition.table, rows), unlabelled=competition.unlabelled[~labelled].reset_index(drop=True),
+        fingerprint=artefacts.fingerprint(competition.fingerprint, artefacts.file_digest(path), listing),
+        absorbed=len(new),
+    )  # fmt: skip
 
 
 def _packed(name: str, folder: Path, data: Data, mask: Mask, form: str) -> Competition:

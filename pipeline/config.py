@@ -120,6 +120,7 @@ class Data:
         "", "folder (or zip) in data.folder, or pattern of paths in it, of more images that nobody labelled; those of "
         "the tables are left out"
     )  # fmt: skip
+    absorbed: bool = option(True, "rows of labels/<competition>.csv, which stage=absorb writes, join the training rows")
     features: list[str] = option([], "columns of both tables that level 2 may use beside the predictions")
     tables: list[str] = option([], "more csv files whose columns level 2 may use, joined by the id")
     packed: str = option(
@@ -376,6 +377,17 @@ class Active:
 
 
 @dataclass
+class Absorb:
+    """How labels that people gave join the training rows."""
+
+    origin: str = option("", "where the labels come from, kept beside each; empty: the name of their file")
+    scored: bool = option(
+        True, "deal folds to the new rows, so that OOF has them; false: all members learn from them, none predicts them"
+    )  # fmt: skip
+    blank: bool = option(False, "a blank cell says that the image has no label (multilabel), instead of none yet")
+
+
+@dataclass
 class Report:
     """What report.html shows."""
 
@@ -573,6 +585,7 @@ class Config:
     message: str = option("", "stage=submit upload=true: what Kaggle shows beside it; empty: its runs and CV")
     oof: str = option("", "stage=adopt: npz or csv of out-of-fold predictions")
     test: str = option("", "stage=adopt: npz or csv of test predictions")
+    labels: list[str] = option([], "stage=absorb: csv files of new labels, with the id and target columns of train.csv")
     budget: str = option(
         "", "time of the whole command, such as 8h30m, 90m or 30s: it stops training in time, and submits what is there"
     )
@@ -594,6 +607,7 @@ class Config:
     knn: Knn = field(default_factory=Knn)
     mine: Mine = field(default_factory=Mine)
     active: Active = field(default_factory=Active)
+    absorb: Absorb = field(default_factory=Absorb)
     report: Report = field(default_factory=Report)
     compare: Compare = field(default_factory=Compare)
     tune: Tune = field(default_factory=Tune)

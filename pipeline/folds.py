@@ -6,14 +6,16 @@ first block of time.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from pipeline import artefacts, registry, tasks
+from pipeline import absorbed, artefacts, registry, tasks
 from pipeline.artefacts import shown
 from pipeline.competition import Competition
 from pipeline.config import Config, root
@@ -30,6 +32,11 @@ def read_folds(config: Config, competition: Competition) -> np.ndarray:
 
     Raises UserError if the file is missing, damaged or belongs to other training rows.
     """
+    return _read(config, competition)
+
+
+def _read(config: Config, competition: Competition, told: Sequence[str] = ()) -> np.ndarray:
+    """The same; told: ids of absorbed rows that the file may hold beside those of the competition."""
     path = artefacts.folds_file(config)
     if not path.is_file():
         command = f"./run.sh stage=split competition={config.competition}"
@@ -38,6 +45,14 @@ def read_folds(config: Config, competition: Competition) -> np.ndarray:
         table = read_table(path, {"id": "", "fold": ""})
     except UserError as fault:
         raise UserError(f"{str(fault).partition(';')[0]}; restore it, or {_anew(config)}") from fault
+    if not config.data.absorbed or told:
+        others = table["id"].isin({*told} or absorbed.known(config)) & ~table["id"].isin(competition.train["id"])
+        table = table[~others]
+    there = set(table["id"])
+    late = [name for name in competition.train["id"].tail(competition.absorbed) if name not in there]
+    if late:
+        command = f"./run.sh stage=split competition={config.competition}"
+        raise UserError(f"{shown(path)} lacks {len(late)} absorbed ids: {some(late)}; {command} deals their folds")
     return _folds_of(competition, table["id"], table["fold"], path, config.data.train_csv, _anew(config))
 
 
@@ -67,15 +82,27 @@ def _folds_of(
 def ensure_folds(config: Config, competition: Competition, overwrite: bool = False) -> np.ndarray:
     """The folds as ``read_folds``, dealt and written first if there are none; never silently rewritten.
 
-    overwrite: write them anew if they differ from what the config asks for, which is else a UserError.
+    overwrite: write them anew if they differ from what the config asks for, which is else a UserError. Rows that were
+    absorbed are dealt behind the others, whose folds do not move, and stay where they are once the file has them.
     """
+    if not competition.absorbed:
+        return _ensured(config, competition, overwrite)
+    late = competition.train["id"].tail(competition.absorbed).tolist()
+    _check_method(config)
+    folds = _ensured(config, _before(competition), overwrite, late)
+    return _extended(config, competition, folds)
+
+
+def _ensured(
+    config: Config, competition: Competition, overwrite: bool = False, told: Sequence[str] = ()
+) -> np.ndarray:  # fmt: skip
     path = artefacts.folds_file(config)
     if path.is_file() and not config.folds.file and registry.facts("splits", config.folds.method).get("given"):
-        return read_folds(config, competition)
+        return _read(config, competition, told)
     group = _groups(config, competition)
     fresh = _imported(config, competition) if config.folds.file else _deal(config, competition, group)
     if path.is_file():
-        difference = _difference(config, competition, fresh)
+        difference = _difference(config, competition, fresh, told)
         if not difference:
             return fresh
         if not overwrite:
@@ -290,12 +317,98 @@ def _warn_once(text: str) -> None:
     warn(text)
 
 
+# --- rows that were absorbed --------------------------------------------------------------------------------------
+
+
+def _check_method(config: Config) -> None:
+    """Rows that come later have no place in an order of time."""
+    if registry.facts("splits", config.folds.method).get("past_only"):
+        raise UserError(
+            f"{shown(absorbed.path_of(config.competition))} has absorbed rows, which folds.method="
+            f"{config.folds.method} cannot deal without moving others; put them into {config.data.train_csv}, or leave "
+            "them out with data.absorbed=false"
+        )
+
+
+def _before(competition: Competition) -> Competition:
+    """The competition without its absorbed rows."""
+    rows = slice(0, len(competition.train) - competition.absorbed)
+    parts = {name: getattr(competition, name).iloc[rows] for name in ("train", "targets", "table")}
+    return dataclasses.replace(competition, **parts, absorbed=0)
+
+
+def _extended(config: Config, competition: Competition, old: np.ndarray) -> np.ndarray:
+    """The folds of all rows; those of absorbed rows that the file lacks are dealt and written behind its others."""
+    path = artefacts.folds_file(config)
+    table = read_table(path, {"id": "", "fold": ""})
+    there = dict(zip(table["id"], table["fold"], strict=True))
+    ids = competition.train["id"].tolist()
+    given = [int(there[name]) if name in there else None for name in ids[len(old) :]]
+    if None not in given:
+        return read_folds(config, competition)
+    group = _groups(config, competition)
+    folds = _dealt_late(config, competition, [*old.tolist(), *given], group)
+    rows = [row for row in range(len(old), len(ids)) if ids[row] not in there]
+    cells = {
+        "id": competition.train["id"], "fold": folds, "group": "" if group is None else group,
+        **{name: competition.targets[name] for name in competition.targets},
+    }  # fmt: skip
+    new = pd.DataFrame(cells).iloc[rows].reindex(columns=table.columns, fill_value="")
+    text = path.read_text(encoding="utf-8-sig")
+    text += "" if text.endswith("\n") else "\n"
+    artefacts.write_text(path, text + new.to_csv(index=False, header=False, lineterminator="\n"))
+    say(f"{shown(path)}: {len(rows)} absorbed rows dealt to folds; the others stay where they were")
+    return read_folds(config, competition)
+
+
+def _dealt_late(
+    config: Config, competition: Competition, folds: list[int | None], group: np.ndarray | None
+) -> list[int]:  # fmt: skip
+    """Folds of all rows. A row without one joins its group or identity, else the fold with the fewest rows like it.
+
+    One after the other, in the order in which they were absorbed: later rows move no earlier ones.
+    """
+    count = 1 + max(fold for fold in folds if fold is not None)
+    strata = _late_strata(task_for(config, competition).strata(competition.targets), len(folds) - competition.absorbed)
+    marked = absorbed.marked(config, competition.train["id"].tail(competition.absorbed))
+    holdout = registry.facts("splits", config.folds.method).get("column") == "holdout"
+    rows, alike = np.zeros(count), np.zeros((count, strata.shape[1]))
+    of_group: dict[str, int] = {}
+    found: list[int] = []
+    for row, fold in enumerate(folds):
+        own = "" if group is None else str(group[row])
+        if fold is None and own and own in of_group:
+            fold = of_group[own]
+        elif fold is None:
+            never = holdout or marked[row - len(folds) + competition.absorbed]
+            fold = NEVER if never else int(np.lexsort((np.arange(count), rows, alike @ strata[row]))[0])
+        if own:
+            of_group.setdefault(own, fold)
+        if fold != NEVER:
+            rows[fold] += 1
+            alike[fold] += strata[row]
+        found.append(fold)
+    return found
+
+
+def _late_strata(strata: np.ndarray, old: int) -> np.ndarray:
+    """(N, S) float64, what rows are alike in: their class, their labels, or their tenth of the old rows' numbers."""
+    if strata.dtype.kind == "f":
+        numbers = strata.reshape(len(strata), -1)[:, 0]
+        edges = np.quantile(numbers[:old], np.arange(1, 10) / 10)
+        return np.eye(10)[np.searchsorted(edges, numbers)]
+    if strata.ndim == 2:  # rare labels weigh more
+        return strata / np.maximum(strata[:old].sum(axis=0), 1)
+    _, places = np.unique(strata, return_inverse=True)
+    return np.eye(int(places.max()) + 1)[places]
+
+
 # --- what is there already ----------------------------------------------------------------------------------------
 
 
-def _difference(config: Config, competition: Competition, fresh: np.ndarray) -> str:
+def _difference(config: Config, competition: Competition, fresh: np.ndarray, told: Sequence[str]) -> str:
     try:
-        there = read_folds(config, competition)
+        there = _read(config, competition, told)
     except UserError as fault:
         return str(fault)
     if np.array_equal(there, fresh):

@@ -132,7 +132,11 @@ def why_not(run: Run, count: int) -> str:
         return "trained on everything (fold=full), so it has no OOF predictions"
     if missing:
         return f"{missing[0].parent.name}/{missing[0].name} is missing"
-    return "" if run.fits_folds() else "it was made on other folds; train it again with overwrite=true, or delete it"
+    if run.fits_folds():
+        return ""
+    lacking = run.has_networks and run.competition.absorbed
+    again = f"if only absorbed rows are missing, predict it again ({run.command('predict')}); else " if lacking else ""
+    return f"it was made on other folds; {again}train it again with overwrite=true, or delete it"
 
 
 def fingerprint(

@@ -311,6 +311,12 @@ class Run:
         pairs = [(Predictions.load(file).ids.tolist(), fold) for fold, file in enumerate(files) if file.exists()]
         return all(set(known) == set(ids[self.folds == fold].tolist()) for known, fold in pairs)
 
+    def joined(self, held_out: tuple[int, ...]) -> list[list[str]]:
+        """The absorbed rows of these folds, which a member that was trained before may predict now; none: no list."""
+        late = np.arange(len(self.folds)) >= len(self.folds) - self.competition.absorbed
+        found: list[str] = self.competition.train["id"][late & np.isin(self.folds, held_out)].tolist()
+        return [found] if found else []
+
     def trained(self, held_out: tuple[int, ...]) -> str:
         """The fingerprint of a trained member; UserError with the command that trains it."""
         folder, print_ = self.member(held_out), self.fingerprint_of(held_out)
@@ -332,11 +338,22 @@ class Run:
         for fold, member in zip(asked, members, strict=True):
             if set(member.ids.tolist()) != set(ids[self.folds == fold].tolist()):
                 path = shown(self.member((fold,)) / "oof.npz")
+                if self.lacks_absorbed(fold, member.ids):
+                    raise UserError(
+                        f"{path} lacks rows that stage=absorb joined since; predict them, {self.command('predict')}: "
+                        "its members never saw their labels"
+                    )
                 raise UserError(
                     f"{path} holds other rows than fold {fold}: the run was made on other folds; train and predict it "
                     f"again, {self.command('train')} overwrite=true, or delete it"
                 )
         return Predictions.concat(members).align(ids[np.isin(self.folds, asked)], f"OOF of {self.name}")
+
+    def lacks_absorbed(self, fold: int, ids: np.ndarray) -> bool:
+        """Whether these ids are those of a fold but for rows that were absorbed since."""
+        train = self.competition.train["id"].to_numpy()
+        whole, late = set(train[self.folds == fold].tolist()), train[len(train) - self.competition.absorbed :]
+        return self.has_networks and whole > set(ids.tolist()) >= whole - set(late.tolist())
 
     def tests(self) -> list[Predictions]:
         """Test predictions of each fold's member, in the table's order.

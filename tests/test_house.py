@@ -32,7 +32,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["files", "plots", "advice", "course", "study", "ragged", "kaggle_client"],
     ["images", "tables"],
     ["masks", "whitening"],
-    ["mask_truth", "queries", "unlabelled"],
+    ["mask_truth", "queries", "unlabelled", "absorbed"],
     ["competition", "submission"],
     ["folds", "blending", "fusing", "features", "uploads", "doctor", "doctor.*", "discover", "discover.*"],
     ["extra", "leaderboard"],

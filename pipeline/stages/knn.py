@@ -47,7 +47,9 @@ def run(config: Config) -> list[Outcome]:
 def look_up(source: Run, target: Run, task: Task, held_out: tuple[int, ...]) -> bool:
     """Answer with one member's embedding unless that is done; returns whether it was."""
     own, folder, settings = source.member(held_out), target.member(held_out), source.config.knn
-    print_ = artefacts.fingerprint("knn", source.trained(held_out), settings.k, settings.temperature)
+    print_ = artefacts.fingerprint(
+        "knn", source.trained(held_out), settings.k, settings.temperature, *source.joined(held_out)
+    )
     outputs = [folder / "test.npz", *([folder / "oof.npz"] if held_out else [])]
     if artefacts.finished(folder / "knn.json", print_, *outputs):
         return True

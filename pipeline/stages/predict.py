@@ -67,7 +67,9 @@ def is_predicted(run: Run, held_out: tuple[int, ...]) -> bool:
 
 def made_in(run: Run, held_out: tuple[int, ...]) -> str:
     """The fingerprint of a trained member's predictions."""
-    return artefacts.fingerprint(run.trained(held_out), scoped(run.config, "predict"), crossfit(run.config))
+    return artefacts.fingerprint(
+        run.trained(held_out), scoped(run.config, "predict"), crossfit(run.config), *run.joined(held_out)
+    )
 
 
 def predict(run: Run, held_out: tuple[int, ...]) -> None:

@@ -29,6 +29,8 @@ def run(config: Config) -> list[Outcome]:
         return [Outcome("pseudo", note=why)]
     teacher = Run(config, artefacts.run_name(config))
     teacher = Run(teacher.as_trained(), teacher.name)
+    if teacher.competition.absorbed and teacher.made_by == "train":
+        check_rows(teacher)
     if config.fold == ["full"]:
         raise UserError("stage=pseudo compares rounds by OOF, which fold=full has not; use fold=all")
     first, outcomes = teacher.name, []
@@ -39,6 +41,16 @@ def run(config: Config) -> list[Outcome]:
             break
         teacher = student
     return outcomes
+
+
+def check_rows(teacher: Run) -> None:
+    """UserError where rows were absorbed since the teacher was trained: a gain would be theirs, not the round's."""
+    if teacher.stored()["inputs"].get("competition") != teacher.competition.fingerprint:
+        raise UserError(
+            f"the run {teacher.name} was trained before rows were absorbed, and a round would learn from these, too; "
+            f"train a run with them, ./run.sh stage=train competition={teacher.config.competition} "
+            f"run={teacher.name}-2, or leave them out with data.absorbed=false"
+        )
 
 
 def run_round(teacher: Run, name: str, number: int) -> tuple[Outcome, Run | None]:
