@@ -20,6 +20,7 @@ ELSEWHERE = {  # needs what a test has not; where it is run instead
     "upload=true": "tests/test_kaggle.py",
     "tracker=": "tests/test_trackers.py",
     "stage=leaderboard": "tests/test_kaggle.py",
+    "stage=absorb": "tests/test_absorb.py",
     "stage=download": "tests/test_kaggle.py",
     "package.wheels=true": "tests/test_package.py",
     "launcher=ray": "tests/test_launch.py",
