@@ -322,13 +322,14 @@ def measured(run: Run, network_: SelfTaught, own: Material, rows: np.ndarray) ->
     return torch.cat([part.errors for part in parts]).numpy(), torch.cat(codes).numpy()
 
 
-def pictures(run: Run, network_: SelfTaught, own: Material, rows: np.ndarray) -> np.ndarray:
-    """(n, 3, S, S, C) uint8: each image, what the network was shown of it, and what it made of that."""
+def pictures(run: Run, network_: SelfTaught, own: Material, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """(n, S, S, C) uint8 each: images, what the network was shown of them if it is less, what it made of that."""
     originals = own.source.samples(rows, rows)[0]
     parts = list(reconstructions(run, network_, own, rows))
     shown, made = (torch.cat([getattr(part, name) for part in parts]) for name in ("shown", "made"))
-    drawn = [grey(one).round().to(torch.uint8).permute(0, 2, 3, 1).numpy() for one in (shown, made)]
-    return np.stack([originals, *drawn], axis=1)
+    seen, drawn = (grey(one).round().to(torch.uint8).permute(0, 2, 3, 1).numpy() for one in (shown, made))
+    less = {} if np.array_equal(seen, originals) else {"shown": seen}
+    return {"image": originals, **less, "made of it": drawn}
 
 
 def neighbours(

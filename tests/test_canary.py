@@ -186,6 +186,19 @@ def test_distillation_from_pairs_stays_at_chance(canary):
     assert canary.oof("paired") <= LIMIT
 
 
+def test_learning_from_images_alone_tells_nothing_of_labels(canary):
+    """One file for all folds, learned from all images, whose duplicates the test has. One member will do, see above."""
+    canary.run("stage=pretrain", "pretrain.method=simsiam()", "pretrain.epochs=10")
+    words = ("run=begun", "fold=0")
+    canary.run("stage=train", *words, "weights=runs/noise/pretrain-simsiam/weights.safetensors")
+    canary.run("stage=predict", *words)
+    run = Run(small.config(), "begun")
+    own, test = run.folds == 0, Predictions.load(canary.root / "runs/noise/begun/fold0/test.npz")
+    oof = Predictions.load(canary.root / "runs/noise/begun/fold0/oof.npz")
+    assert accuracy(oof.values, truth()[own]) <= CHANCE + 3 * math.sqrt(CHANCE * (1 - CHANCE) / own.sum())
+    assert accuracy(test.values[~own], truth()[~own]) >= 0.99, "else the canary could not sing: it knows its own rows"
+
+
 def test_neighbours_in_the_embedding_stay_at_chance(canary):
     canary.run("stage=knn", "run=tiny")
     assert canary.oof("tiny-knn") <= LIMIT

@@ -57,6 +57,7 @@ PROMISED = {  # what the project says it has, by kind; a part that vanishes or i
     "quantile hinge normface sphereface l_softmax cosface arcface margin_by_count adacos adacos_moving total",
     "pairs": "triplet contrastive circle multi_similarity sup_con proxy_anchor center",
     "pools": "avg max dual gem attention fractional_max stripes granularities",
+    "pretrainers": "vae denoising masked simsiam simclr",
     "rerankings": "none query_expansion database_augmentation k_reciprocal diffusion",
     "heads": "linear inner_product mlp cosine bnneck per_part multi_sample_dropout drop_connect",
     "auxiliaries": "none middle",

@@ -313,6 +313,21 @@ def test_side_features_travel_with_their_codes(own, tmp_path, monkeypatch):
     check_values(tmp_path)
 
 
+def test_side_features_of_known_images_alone_are_refused(own):
+    table, generator = own.root / "runs/noise/pretrain-vae/features.csv", np.random.default_rng(0)
+    table.parent.mkdir(parents=True)
+    ids = [
+        path.stem for part in ("train", "test") for path in sorted((own.root / f"data/noise/{part}_images").iterdir())
+    ]
+    pd.DataFrame({"id": ids, "code": generator.random(len(ids))}).to_csv(table, index=False)
+    words = ("data.tables=runs/noise/pretrain-vae/features.csv", "stack.name=side")
+    stacked = own.run("stage=stack", "stack.methods=lightgbm(features=True)", "stack.decisions=none", *words)
+    assert stacked.code == 0, stacked.err
+    refused = own.run("stage=package", "source=side", *words)
+    assert refused.code == 2
+    assert "side features of runs/noise/pretrain-vae/features.csv, which no other test images have" in refused.err
+
+
 def test_half_precision_says_how_far_predictions_move(own):
     whole = packaged(own, "source=one")
     sizes = [path.stat().st_size for path in sorted(whole.rglob("*.safetensors"))]

@@ -178,9 +178,13 @@ def test_denoising_wants_the_clean_image() -> None:
 # --- all of them --------------------------------------------------------------------------------------------------
 
 NETS = [
-    *((method, "small_image(width=4)", channels) for method in METHODS for channels in (1, 3, 5)),
-    *((method, "test_vit", 3) for method in METHODS),
-    ("masked", "resnet18", 3), ("simsiam", "resnet18", 3), ("vae", "convnext_atto", 3),
+    *((method, "small_image(width=4)", channels) for method, channels in zip(METHODS, (1, 3, 5, 3, 1), strict=True)),
+    ("masked", "test_vit", 3), ("simsiam", "test_vit", 3),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in [
+        *((method, "small_image(width=4)", channels) for method in METHODS for channels in (1, 3, 5)),
+        *((method, backbone, 3) for method in METHODS for backbone in ("test_vit", "resnet18", "convnext_atto")),
+        ("masked", "swin_tiny_patch4_window7_224", 3), ("vae", "vit_tiny_patch16_224", 3),
+    ]),
 ]  # fmt: skip
 
 
@@ -217,7 +221,7 @@ def test_a_batch_is_learned_by_heart(method: str) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     first, last = (np.mean(part) for part in (losses[:3], losses[-3:]))
     assert last < first - 0.3 * abs(first)
 
@@ -260,6 +264,18 @@ def test_an_auto_encoder_leaves_weights_features_and_a_sheet(project, root) -> N
     assert "done before" in again.out or "vae" in again.out
     side = replace(small.config(), data__tables=["runs/noise/pretrain-vae/features.csv"])
     assert set(rows[0]) - {"id"} <= set(features.table(side, competition).names)
+
+
+def test_the_report_knows_that_it_predicts_nothing(project, root) -> None:
+    assert project.run("stage=split").code == 0
+    assert project.run(*QUICK, "pretrain.method=simclr()").code == 0
+    assert project.run("stage=report").code == 0
+    assert "made by stage=pretrain, for others to begin with" in (root / "runs/noise/report.html").read_text()
+    refused = project.run("stage=train", "fold=0", "run=pretrain-simclr")
+    assert refused.code == 2
+    assert "the run pretrain-simclr was made by stage=pretrain; name a new run" in refused.err
+    refused = project.run("stage=predict", "fold=0", "run=pretrain-simclr")
+    assert "stage=pretrain made it, and it has no networks" in refused.err
 
 
 def test_a_training_begins_with_what_was_learned(project, root) -> None:

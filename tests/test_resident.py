@@ -303,7 +303,7 @@ def test_planes_and_those_of_a_teacher_are_batched_as_targets(project) -> None:
 AUGMENT = "compose(parts=['pad_crop_flips(pad=2)','cutout()','erasing(chance=1.0)'])"
 
 
-@pytest.mark.parametrize("augment", [AUGMENT, CALLS["several"]])
+@pytest.mark.parametrize("augment", [AUGMENT, CALLS["several"], CALLS["several"].replace("count", "alike=True,count")])
 def test_any_step_can_be_the_first_and_epochs_differ(project, augment: str) -> None:
     loader = DeviceLoader(Joined([Pixels(23)]), table(23), config(project, augment=augment), 0, CPU)
     whole = list(loader.epoch(1))

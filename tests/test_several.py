@@ -54,6 +54,16 @@ def test_the_base_is_alike_in_all_views_and_the_change_is_drawn_for_each(project
     assert torch.equal(again[0].images, batch.images), "whatever step is the first"
 
 
+@pytest.mark.parametrize("base", ["none()", "pad_crop_flips(pad=2)"])
+def test_alike_changes_the_first_view_too_and_leaves_the_others(project, base: str) -> None:
+    call = f"several(base='{base}', change='aug_mix()'"
+    one, other = (next(iter(loader(project, text).epoch(0))).images for text in (f"{call})", f"{call}, alike=true)"))
+    assert torch.equal(one[4:], other[4:])
+    assert not torch.equal(one[:4], other[:4])
+    for view in range(1, VIEWS):
+        assert not torch.equal(other[:4], other[4 * view : 4 * view + 4])
+
+
 class Plain(nn.Module):
     """The logits of a row are its first three pixels."""
 

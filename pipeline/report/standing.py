@@ -143,6 +143,7 @@ def _unscored(facts: Facts, run: Run) -> list[Any]:
     if not why:
         full = run.member(()).exists() and not any(run.folder.glob("fold*/log.csv"))
         why = "trained on everything: no CV" if full else f"not predicted yet: {run.command('predict')}"
+        why = "made by stage=pretrain, for others to begin with" if run.made_by == "pretrain" else why
     return _gaps(facts, run.name, why, seconds(run))
 
 

@@ -300,6 +300,7 @@ def draw_sheet(run: Pretrained, taught: SelfTaught, own: Material, errors: dict[
     for title, places in groups.items():
         tiles = pretraining.pictures(run, taught, own, rows[places])
         labels = [f"{sheets.short(ids[place])}\nerror {every[place]:.4f}" for place in places]
-        pages.append(sheets.page(f"{run.name} · {title}", ["image", "shown", "made of it"], labels, tiles))
+        columns = np.stack(list(tiles.values()), axis=1)
+        pages.append(sheets.page(f"{run.name} · {title}", list(tiles), labels, columns))
     with artefacts.atomic(run.folder / PICTURE) as handle:
         handle.write(sheets.png(sheets.grid(pages)))
