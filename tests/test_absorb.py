@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ from pipeline.competition import load
 from pipeline.config import compose
 from pipeline.folds import ensure_folds, read_folds
 from pipeline.runs import Run
+from pipeline.stages import check
 
 
 def labels(root, text: str, name: str = "new.csv") -> str:
@@ -53,6 +56,9 @@ def test_rows_join_behind_the_others_whose_folds_stay(noise):
     assert competition.train["id"].tolist()[-3:] == ["b001", "more/u0.png", "more/u1.png"]
     assert competition.targets["label"].tolist()[-3:] == ["c", "a", "b"]
     assert "b001" in set(competition.test["id"]), "it is still predicted"
+    looked = check.apart(competition)
+    assert looked.test["id"].tolist() == [name for name in competition.test["id"] if name != "b001"], "it is no copy"
+    assert len(looked.test_table) == 7
     assert competition.unlabelled["id"].tolist() == ["more/u2.png", "more/u3.png"]
     after = folds.read_bytes()
     again = noise.run("stage=absorb", "labels=new.csv")
@@ -114,6 +120,17 @@ def test_another_label_for_a_row_that_has_one(noise):
     competition = load(small.config())
     assert competition.targets["label"].tolist()[-1] == "b"
     assert (noise.root / "folds/noise.csv").read_text() == before, "its fold stays, whatever it is"
+
+
+def test_copies_of_training_images_join_their_fold(noise):
+    """Law 1: dealt by their class alone they would part, and tell the label of a row to the member that predicts it."""
+    competition, folder = load(small.config()), noise.root / "data/noise"
+    rows = np.flatnonzero(read_folds(small.config(), competition) == 1)[:4]
+    for place, file in enumerate(competition.train["file"].iloc[rows]):
+        shutil.copy(folder / file, folder / f"more/u{place}.png")
+    text = "id,label\n" + "".join(f"more/u{place}.png,a\n" for place in range(4))
+    assert noise.run("stage=absorb", labels(noise.root, text)).code == 0
+    assert read_folds(small.config(), load(small.config()))[-4:].tolist() == [1, 1, 1, 1]
 
 
 def test_runs_from_before_are_predicted_again_to_be_compared(noise):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import time
@@ -39,7 +40,7 @@ COLOUR = 3.0  # grey levels between the channels above which an image has colour
 def run(config: Config) -> list[Outcome]:
     """Write check.json, check.html and near_duplicates.csv to runs/NAME, and print them; findings are no error."""
     began = time.perf_counter()
-    competition = load(config, forgiving=True)
+    competition = apart(load(config, forgiving=True))
     folder = artefacts.runs_folder(config)
     record, html, groups = (folder / name for name in ("check.json", "check.html", "near_duplicates.csv"))
     print_ = _fingerprint(config, competition)
@@ -60,6 +61,15 @@ def run(config: Config) -> list[Outcome]:
     facts = {kind: sum(item.count for item in findings if item.kind == kind) for kind in {f.kind for f in findings}}
     seconds = time.perf_counter() - began
     return [Outcome("check", seconds=seconds, note=note, reused=before is not None, facts=dict(sorted(facts.items())))]
+
+
+def apart(competition: Competition) -> Competition:
+    """The competition whose test has no image of an absorbed row: it is no copy that somebody ought to know of."""
+    if not competition.absorbed:
+        return competition
+    kept = ~competition.test["file"].isin(competition.train["file"].tail(competition.absorbed))
+    tables = {name: getattr(competition, name)[kept].reset_index(drop=True) for name in ("test", "test_table")}
+    return dataclasses.replace(competition, **tables)
 
 
 def _fingerprint(config: Config, competition: Competition) -> str:
