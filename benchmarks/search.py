@@ -43,7 +43,7 @@ COMPETITION = ("image_size=28", "batch_size=64", "augment=pad_crop(pad=2)")
 COMMON = ("train.threads=1", "pretrained=false")
 SEARCH = (
     "model=small_image", "search.name=found", "search.trials=24", "search.epochs=3",
-    "search.strategy=evolution(population=8,sample=3)", "search.limit=200000", "search.choose=cheapest",
+    "search.strategy=evolution(population=8,sample=3)", "search.cost=milliseconds", "search.choose=cheapest",
     "search.space=small(kernels=[3,5],widths=[8,16,24],depths=[1,2],groups=[1],expansions=[2,4],pools=['max'])",
 )  # fmt: skip
 BASE = "resnet18"
@@ -56,7 +56,7 @@ CONTENDERS = {
 }
 USUAL_EPOCHS = 10  # of resnet18, where --seconds does not say otherwise
 SHORT, LONG = 1, 3  # epochs by whose difference an epoch is timed: what comes before the first drops out
-PRELOAD = ["pandas", "albumentations", "pipeline.parts.optims", "pipeline.training", "timm.models"]
+PRELOAD = ["pandas", "albumentations", "pipeline.parts.optims", "pipeline.training"]
 BEGIN, END = "<!-- written by benchmarks/search.py -->\n", "<!-- end -->\n"
 
 

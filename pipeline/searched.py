@@ -183,7 +183,8 @@ class Found:
         if self.reference.ended != "done":
             return [optimistic]
         gain, error = self._gain(REFERENCE, str(self.winner))
-        beyond = "" if not gain <= error else ": no gain beyond noise"
+        beyond = ": worse, so keep the model or search longer" if gain < -error else ": no gain beyond noise"
+        beyond = "" if not gain <= error else beyond
         spread = f" ± {error:.4f} (paired)" if math.isfinite(error) else " (without an error)"
         name = self.reference.backbone.partition("(")[0]
         return [f"  gain over {name} as it stands, in as many epochs: {gain:+.4f}{spread}{beyond}", optimistic]

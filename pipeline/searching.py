@@ -108,9 +108,13 @@ def built(run: Inner, piece: Piece | str) -> torch.nn.Module:
 
 
 def count(run: Inner, piece: Piece | str) -> float:
-    """The number of weights, without any memory for them."""
-    with torch.device("meta"):
-        return sum(weight.numel() for weight in built(run, piece).parameters())
+    """The number of weights; where it can be had so, without any memory for them."""
+    try:
+        with torch.device("meta"):
+            made = built(run, piece)
+    except UserError:  # a few of timm's compute while they are built
+        made = built(run, piece)
+    return sum(weight.numel() for weight in made.parameters())
 
 
 def milliseconds(run: Inner, piece: Piece | str) -> float:
@@ -181,7 +185,7 @@ class Hunt:
     def work(self) -> list[Trial]:
         """Train what is not finished: the config as it stands, then one network after the other; returns all trials."""
         if self.read(REFERENCE) is None:
-            self.train(REFERENCE, self.run.config.backbone, [])
+            self.train(REFERENCE, self.run.config.backbone)
         if len(self.finished()) < self.run.config.search.trials:
             self.searcher.prepare(self)
         while len(trials := self.finished()) < self.run.config.search.trials:
@@ -189,11 +193,11 @@ class Hunt:
             if backbone is None:
                 console.say(f"  all {len(trials)} networks that there are within the limit are tried")
                 break
-            self.train(str(len(trials)), backbone, trials)
+            self.train(str(len(trials)), backbone)
         return trials[: self.run.config.search.trials]
 
     def next(self, trials: list[Trial]) -> str | None:
-        """The strategy's first choice that is new and within the limit; None where all are known.
+        """The strategy's first choice that is new and within the limit, else one at random; None where all are known.
 
         UserError where none is within the limit.
         """
@@ -202,15 +206,32 @@ class Hunt:
             (trial.backbone, self.sign * trial.score if trial.ended == "done" else -math.inf) for trial in trials
         ]
         generator = draw(self.run.config.seed, len(trials))
+        wanted = itertools.islice(self.searcher.proposals(history, generator), TRIES)
         costs = []
-        for backbone in itertools.islice(self.searcher.proposals(history, generator), TRIES):
-            if backbone not in tried and self.space.fits(self.costs.weights(backbone)):
+        for backbone in itertools.chain(wanted, (self.space.draw(generator) for _ in range(TRIES))):
+            if backbone not in tried and self.fits(backbone):
                 costs.append(self.costs.of(backbone))
                 if self.within(costs[-1]):
                     return str(backbone)
-        if costs or not tried:
+        if not tried:
             raise UserError(self._none(costs))
         return None
+
+    def fits(self, backbone: str) -> bool:
+        """Whether a network takes the images and is of the size asked for."""
+        if backbone in self.refused:
+            return False
+        try:
+            return bool(self.space.fits(self.costs.weights(backbone)))
+        except UserError as fault:  # a net of timm's that needs larger images
+            console.say(f"  left out: {fault}".split(";")[0])
+            self.refused.add(backbone)
+            return False
+
+    @cached_property
+    def refused(self) -> set[str]:
+        """The networks that cannot take the images."""
+        return set()
 
     def within(self, cost: float) -> bool:
         """Whether a network of this cost may be tried."""
@@ -221,15 +242,17 @@ class Hunt:
         search = self.run.config.search
         if not costs:
             return (
-                f"search.space={search.space}: none of {TRIES} networks is of the size asked for; widen least and most"
+                f"search.space={search.space}: none of {2 * TRIES} networks drawn takes images of "
+                f"{self.run.config.image_size} px and is of the size asked for; take other names, or widen least and "
+                "most"
             )
         return (
-            f"search.limit={search.limit:g}, but of {TRIES} networks of {search.space} the cheapest has "
+            f"search.limit={search.limit:g}, but of {2 * TRIES} networks of {search.space} the cheapest has "
             f"{min(costs):.4g} {search.cost}; raise the limit, or give the space smaller choices, such as "
             "small(widths=[4,8],depths=[1,2])"
         )
 
-    def train(self, name: str, backbone: str, before: list[Trial]) -> None:
+    def train(self, name: str, backbone: str) -> None:
         """One trial, from the start or from where a killed process left it."""
         if name != REFERENCE and budget.over():
             raise OutOfTime
@@ -268,7 +291,7 @@ class Hunt:
             console.say(f"search: all {sum(map(len, plan.options))} blocks side by side, {plan.epochs} epochs")
             run = Inner(replace(
                 self.trial_run(self.run.config.backbone).config, epochs=plan.epochs, auxiliary="none()",
-                finetune="all_alike()",
+                finetune="all_alike()", consistency="none()",
             ), self.run.name)  # fmt: skip
             made: list[network.Network] = []
 

@@ -306,6 +306,8 @@ def test_a_limit_holds_and_a_space_may_be_used_up(project, root, monkeypatch) ->
     ended = project.run(*QUICK, f"search.space={tiny}", "search.name=used-up", "search.strategy=random_search()")
     assert ended.code == 0, ended.err
     assert "all 2 networks that there are" in ended.out
+    ended = project.run(*QUICK, f"search.space={tiny}", "search.name=half", "search.limit=1000")
+    assert (ended.code, len(rows_of(root, "half"))) == (0, 2), "the other one is beyond the limit"
     assert len(rows_of(root, "used-up")) == 3
 
 

@@ -42,7 +42,7 @@ class small:
         self,
         image_size: int,
         *,
-        stages: int = 3,
+        stages: int = 4,
         kinds: tuple[str, ...] = ("plain", "residual", "dense", "inverted", "separable"),
         kernels: tuple[int, ...] = (3, 5, 7),
         widths: tuple[int, ...] = (8, 16, 24, 32),
