@@ -311,12 +311,15 @@ class Stack:
 class Pretrain:
     """Learning from images alone."""
 
-    method: str = option("simsiam()", "what is learned without labels", part="pretrainers")
+    method: str = option("simclr()", "what is learned without labels", part="pretrainers")
     images: list[str] = option(
         ["train", "test", "unlabelled"],
         "what it is learned from: images of the competition, or of folders that are named here",
     )
     epochs: int = option(0, "passes over these images; 0: four times epochs", low=0)
+    batch_size: int = option(
+        0, "images a step; 0: batch_size, and 128 at least where a batch is what an image is told from", low=0
+    )
     augment: str = option(
         "", "augmentation, of each view by itself; empty: by method, image_size and symmetry", part="augments"
     )
@@ -1140,7 +1143,12 @@ def check_levels(config: Config) -> None:
 
 
 def _check_pretrain(config: Config) -> None:
-    """Views of a pretraining keep to the declared symmetry, and are made by its method."""
+    """Views of a pretraining keep to the declared symmetry, and are made by its method; devices share its batches."""
+    if config.pretrain.batch_size % config.devices:
+        raise UserError(
+            f"pretrain.batch_size={config.pretrain.batch_size}, but devices={config.devices} share a batch evenly; "
+            f"take {max(1, config.pretrain.batch_size // config.devices) * config.devices}"
+        )
     if config.pretrain.augment:
         own = [config.pretrain.augment]
         check_symmetry(own, config.symmetry, "augments", config.competition, "pretrain.augment")

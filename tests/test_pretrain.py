@@ -228,7 +228,7 @@ def test_a_batch_is_learned_by_heart(method: str) -> None:
 
 # --- the stage ----------------------------------------------------------------------------------------------------
 
-QUICK = ("stage=pretrain", "pretrain.epochs=2", "batch_size=16")
+QUICK = ("stage=pretrain", "pretrain.epochs=2", "pretrain.batch_size=16")
 
 
 def weights_of(root, run: str = "pretrain-vae"):
@@ -336,13 +336,14 @@ WRONG = {
     "pretrain.images=nowhere": "pretrain.images=nowhere, but there is no folder nowhere",
     "pretrain.images=unlabelled": "there are no such images; name a folder",
     "schedule=reduce_on_plateau()": "follows the scores of a fold",
+    "pretrain.batch_size=5 devices=2": "share a batch evenly; take 4",
     "pretrain.holdout=0.7": "pretrain.holdout must be",
 }
 
 
 @pytest.mark.parametrize("word", WRONG)
 def test_what_cannot_be_is_one_message(project, root, word: str) -> None:
-    ended = project.run("stage=pretrain", word)
+    ended = project.run("stage=pretrain", *word.split())
     assert ended.code == 2
     assert WRONG[word] in ended.err
     assert not list((root / "runs").rglob("config.yaml"))
@@ -355,10 +356,11 @@ def test_mirrors_come_only_where_they_are_declared(project, root) -> None:
         config = plain(replace(small.config(), symmetry=symmetry, pretrain__method="simclr()"))
         assert ("flips()" in config.augment) == there
         assert config.augment.startswith("several(")
+        assert config.batch_size == 128, "an image is told from the others of its batch"
 
 
 def test_killed_it_goes_on_and_ends_with_the_same_weights(project, root) -> None:
-    words = ("stage=pretrain", "pretrain.epochs=3", "batch_size=8", "train.checkpoint_seconds=0")
+    words = ("stage=pretrain", "pretrain.epochs=3", "pretrain.batch_size=8", "train.checkpoint_seconds=0")
     assert project.run(*words, "run=whole").code == 0
     forward, left = pretraining.Pretraining.forward, [8]
 

@@ -289,11 +289,11 @@ class simsiam(nn.Module):
 class simclr(nn.Module):
     """Each view is to find the other of its image among all views of the batch, by cosines (NT-Xent).
 
-    temperature: divides the cosines; 0.5 is the paper's for small images, 0.1 for ImageNet. width: of the points that
-    are compared. The images of a batch are the negatives: 128 at least.
+    temperature: divides the cosines; the paper's is 0.5 for small images and 0.1 for ImageNet. width: of the points
+    that are compared. The images of a batch are the negatives: 128 at least.
     """
 
-    def __init__(self, plan: Plan, *, temperature: float = 0.5, width: int = 128) -> None:
+    def __init__(self, plan: Plan, *, temperature: float = 0.2, width: int = 128) -> None:
         super().__init__()
         self.temperature = temperature
         self.project = nn.Sequential(*_layers(plan.features, plan.features, width, last=True))

@@ -34,7 +34,7 @@ KEPT = (  # what defines a pretraining beside its own keys
     "train.clip_value", "train.l1", "train.l2", "train.scale_lr", "train.base_batch", "train.compile", "train.threads",
 )  # fmt: skip
 TIMES = 4  # passes for each that a training makes
-NEGATIVES = 128  # images of a batch, at least, where they are each other's negatives
+NEGATIVES = 128  # images of a batch and device, at least, where they are each other's negatives
 QUERIES, POINTS = 1000, 10_000  # most images whose neighbours are looked for, and among which
 DRAWN, WORST = 8, 8  # images on the sheet
 NEIGHBOURS = 2  # tells the draw of those images from others of the seed
@@ -102,10 +102,8 @@ def run(config: Config) -> list[Outcome]:
     content = derive(run)
     for line in report(run, content):
         say(line)
-    seconds, note = (
-        time.perf_counter() - began,
-        f"{run.config.pretrain.method} on {content['images']} images, no labels",
-    )
+    note = f"{content['method']} on {content['images']} images, no labels"
+    seconds = time.perf_counter() - began
     return [Outcome("pretrain", run.name, seconds=seconds, reused=reused, note=note, facts=content)]
 
 
@@ -125,11 +123,14 @@ def plain(config: Config) -> Config:
             f"schedule={config.schedule} follows the scores of a fold, and stage=pretrain has none; set "
             "schedule=cosine()"
         )
+    negatives = bool(method.get("negatives"))
     own, views = config.pretrain.augment or augmentation(config, method), method.get("views", 1)
     augment = f"several(change={own!r}, count={views}, alike=True)" if views > 1 else own
     needed = [registry.facts("optims", text).get("average") for text in registry.unfold("optims", config.optim)]
+    size = config.pretrain.batch_size or max(config.batch_size, NEGATIVES * config.devices * negatives)
     made = changed(
-        config, epochs=config.pretrain.epochs or TIMES * config.epochs, augment=registry.complete("augments", augment),
+        config, batch_size=size, epochs=config.pretrain.epochs or TIMES * config.epochs,
+        augment=registry.complete("augments", augment),
         average=config.average if any(needed) else "none()", finetune="all_alike()", mix="none()", consistency="none()",
         sampler="shuffle()", sizes="fixed()", auxiliary="none()", select="last", fold=["full"], pairs=[],
         train__seconds=0.0, train__seeds=1, train__patience=0, train__labels="", train__soft="", train__hard="",
@@ -154,8 +155,8 @@ def warn_of_batches(config: Config) -> None:
     method = config.pretrain.method
     if registry.facts("pretrainers", method).get("negatives") and config.batch_size // config.devices < NEGATIVES:
         warn(
-            f"pretrain.method={method} tells an image from the others of its batch, and batch_size={config.batch_size} "
-            f"has few; set batch_size={NEGATIVES * config.devices} or more, or pretrain.method=simsiam()"
+            f"pretrain.method={method} tells an image from the others of its batch, and pretrain.batch_size="
+            f"{config.batch_size} has few; set {NEGATIVES * config.devices} or more, or pretrain.method=simsiam()"
         )
 
 
