@@ -129,6 +129,23 @@ def test_pseudo_labels_stay_at_chance(canary, pseudo):
 
 
 @pytest.mark.slow
+def test_absorbed_labels_of_copies_stay_at_chance(canary, tmp_path, monkeypatch):
+    """Somebody labels test images that are copies of training images: each label must stay in its copy's fold."""
+    root = tmp_path / "project"
+    shutil.copytree(canary.root, root)
+    monkeypatch.setenv("PIPELINE_ROOT", str(root))
+    test, labels = load(small.config()).test["id"], load(small.config()).targets["label"]
+    told = pd.DataFrame({"id": test, "label": labels}).sample(ROWS // 2, random_state=0)
+    told.to_csv(root / "told.csv", index=False)
+    canary.run("stage=absorb", "labels=told.csv")
+    canary.run("stage=train", "run=told")
+    canary.run("stage=predict", "run=told")
+    run = Run(small.config(), "told")
+    assert len(run.oof().ids) == ROWS * 3 // 2
+    assert accuracy(run.oof().values, truth()) <= LIMIT
+
+
+@pytest.mark.slow
 def test_soft_crossfitted_pseudo_labels_stay_at_chance(canary):
     shutil.copytree(canary.root / "runs/noise/tiny", canary.root / "runs/noise/twin")
     canary.run("stage=pseudo", "run=twin", "pseudo.threshold=0.5", "pseudo.crossfit=true", "pseudo.soft=true")

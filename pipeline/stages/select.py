@@ -2,7 +2,7 @@
 
 Entropy, margin, disagreement of folds (and of views, with ``active.views=true``) and diversity (greedy k-centre on the
 run's embedding, from the labelled images on), mixed by ``active.weights`` of their ranks; see ``pipeline/active.py``.
-Members predict what nobody labelled, and all of them together have seen every training label: nothing here is a score.
+Members predict what nobody labelled, and two of them have seen every training label together: nothing here is a score.
 ``select.csv`` lists the images, the best first; ``select.html`` is a page on which people label them, and
 ``stage=absorb labels=FILE`` takes their labels in.
 """
@@ -395,7 +395,8 @@ def report(work: Work, found: dict[str, Any]) -> None:
     mixed = ", ".join(f"{name} {weight:.0%}" for name, weight in found["weights"].items())
     members = " ".join(run.member(held_out).name for held_out in work.asked)
     say(f"{shown(run.folder / TABLE)}: {found['count']} of {work.pool.counts}, the best to label first, by {mixed}")
-    say(f"  asked: {members}, which together have seen all training labels; none of this is a score")
+    seen = "all training labels" if len(work.asked) > 1 or work.asked == [()] else "the labels of the other folds"
+    say(f"  asked: {members}; seen: {seen}; none of this is a score")
     if found["pages"]:
         say(f"  label them in a browser: {some(shown(run.folder / name) for name in found['pages'])}")
     elif config.active.page:
