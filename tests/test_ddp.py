@@ -230,6 +230,8 @@ ALIKE = {
     "penalised": ("train.l2=0.01", "train.clip_value=0.1", "sizes=multi_scale(scales=(1.0,2.0))"),
     "rarer": ("sampler=balanced()", "loss=balanced_cross_entropy()"),
     "souped": ("average=greedy_soup(candidates=2)",),
+    "taught": ("consistency=mean_teacher(ramp=0.0)", "batch_size=4"),
+    "matched": ("consistency=fixmatch(threshold=0.5)", "batch_size=4"),
     "again": ("train.checkpointing=true", "backbone=resnet18", "image_size=32", "optim=sgd()"),
 }
 LEARNS = {

@@ -46,6 +46,9 @@ NOTES = {
     "sums and weights of losses": "loss=total(losses=['bce()','soft_f_beta()'],weights=[1.0,0.5])",
     "L1 penalty": "train.l1=1e-5",
     "L2 penalty": "train.l2=1e-4",
+    # images without labels
+    "mean teacher": "consistency=mean_teacher(distance='kl')",
+    "FixMatch": "consistency=fixmatch(threshold=0.95,ratio=7.0)",
     # pools and heads
     "average pool": "pool=avg()",
     "max pool": "pool=max()",

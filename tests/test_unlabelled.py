@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small_competition
 
-from pipeline import stores, unlabelled
+from pipeline import config, stores, unlabelled
 from pipeline.competition import Competition, load
 from pipeline.errors import UserError
 
@@ -120,3 +123,40 @@ def test_an_image_that_is_called_like_a_row_is_refused(whales: Path) -> None:
     path.write_text(path.read_text() + "more/a_left.png,cat\n")
     with pytest.raises(UserError, match="1 images of data.unlabelled=more are called like rows of the tables"):
         loaded("more")
+
+
+# --- the benchmark ----------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_draws_labels_asks_what_there_is_and_writes_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_ROOT", str(tmp_path))
+    path = Path(__file__).resolve().parent.parent / "benchmarks/unlabelled.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_unlabelled", path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    data = tmp_path / "data" / module.DATA
+    data.mkdir(parents=True)
+    small_competition.table(data / "train.csv", "id,label", ((f"{row:03d}", row % 10) for row in range(60)))
+    bench = module.Bench(tmp_path / "data", tmp_path / "out", 40, ["folds.count=2"], "1/1")
+    asked = {}
+    for method in module.there():
+        for line in (*method.commands, f"stage=submit source={method.run}"):
+            words = bench.words(2, 0, line)
+            asked[line] = config.compose(config.parse_arguments(words))
+            assert len({word.partition("=")[0] for word in words}) == len(words)
+    assert {one.stage for one in asked.values()} == {"train", "predict", "pseudo", "pretrain", "submit"}
+    assert {one.epochs for one in asked.values()} == {128}, "40 steps of 32 images, of 10 rows"
+    drawn = (tmp_path / "out/project/tables/labels2-0.csv").read_text().split()[1:]
+    assert sorted(line[-1] for line in drawn) == sorted("0123456789" * 2)
+    for method, accuracy in ((module.METHODS[0], 0.7), (module.NAMED["FixMatch"], 0.75)):
+        for seed in (0, 1):
+            row = {"accuracy": accuracy + seed / 100, "oof": 0.5, "seconds": 3.0}
+            (tmp_path / "out/rows").mkdir(exist_ok=True)
+            bench.path(method, 2, seed).write_text(json.dumps(row))
+    page = module.page(bench, [2], 2)
+    assert "| labels alone | 0.7050 ± 0.0050 | +0.0000 ± 0.0000 | 0.500 | 3 | 2 |" in page
+    assert "| FixMatch | 0.7550 ± 0.0050 | +0.0500 ± 0.0000 | 0.500 | 3 | 2 |" in page
+    assert "| mean teacher | | | | | 0: not yet |" in page
