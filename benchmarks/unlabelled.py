@@ -84,7 +84,7 @@ METHODS = [
     Method(
         "pretraining", "", "pretrained",
         (
-            "stage=pretrain run=images pretrain.method=simsiam() batch_size=128 lr=0.01 pretrain.epochs={passes}",
+            "stage=pretrain run=images pretrain.method=simclr() batch_size=128 pretrain.epochs={passes}",
             f"stage=train run=pretrained {PRETRAINED}", "stage=predict run=pretrained",
         ),
         ("images", "pretrained"),
@@ -311,7 +311,7 @@ def head(bench: Bench, seeds: int) -> list[str]:
         "over labels alone, paired by seed. OOF is of single members.",
         "- Pseudo-labels are of test images alone; a round is shown whether `stage=pseudo` would use it or not. Mean "
         "teacher and FixMatch see the unlabelled training images, too, and so does pretraining.",
-        f"- `{TEACHER}`, `{MATCH}`; *pretraining* is SimSiam for as many steps of {WIDE} images.",
+        f"- `{TEACHER}`, `{MATCH}`; *pretraining* is SimCLR for as many steps of {WIDE} images.",
         "- CPU s: the processor's seconds of all that a method needs, with what it builds on.",
     ]  # fmt: skip
 
