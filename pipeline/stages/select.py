@@ -399,9 +399,12 @@ def report(work: Work, found: dict[str, Any]) -> None:
     say(f"  asked: {members}; seen: {seen}; none of this is a score")
     if found["pages"]:
         say(f"  label them in a browser: {some(shown(run.folder / name) for name in found['pages'])}")
-    elif config.active.page:
-        say(f"  no page asks for labels of task={config.task}; label these images with a tool of your own")
-    say(f"  when they are labelled: ./run.sh stage=absorb competition={config.competition} labels=FILE")
+    if work.task.form.name in labelling.KINDS:
+        say(f"  when they are labelled: ./run.sh stage=absorb competition={config.competition} labels=FILE")
+    else:
+        say(
+            f"  no page asks for labels of task={config.task}: label them elsewhere, then put them into the training table"
+        )
     if found["tests"]:
         warn(
             f"{found['tests']} of them are test images: many competitions forbid to label those by hand; read the "
