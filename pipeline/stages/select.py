@@ -402,9 +402,7 @@ def report(work: Work, found: dict[str, Any]) -> None:
     if work.task.form.name in labelling.KINDS:
         say(f"  when they are labelled: ./run.sh stage=absorb competition={config.competition} labels=FILE")
     else:
-        say(
-            f"  no page asks for labels of task={config.task}: label them elsewhere, then put them into the training table"
-        )
+        say(f"  no page asks for labels of task={config.task}: label elsewhere, and put the rows into train.csv")
     if found["tests"]:
         warn(
             f"{found['tests']} of them are test images: many competitions forbid to label those by hand; read the "
