@@ -291,7 +291,8 @@ class Hunt:
             console.say(f"search: all {sum(map(len, plan.options))} blocks side by side, {plan.epochs} epochs")
             run = Inner(replace(
                 self.trial_run(self.run.config.backbone).config, epochs=plan.epochs, auxiliary="none()",
-                finetune="all_alike()", consistency="none()",
+                finetune="all_alike()", consistency="none()", optim="adam()", average="none()",
+                schedule="cosine(warmup=0.05)", lr=plan.lr,
             ), self.run.name)  # fmt: skip
             made: list[network.Network] = []
 
@@ -315,8 +316,8 @@ class Hunt:
         steps = usual_steps(int(run.learned(held_out).sum()), config.batch_size, config.epochs)
         backbone: Any = Supernet(
             config.data.channels, plan.options, plan.depths, first.norm, first.pool, self.costs.piece,
-            speed=plan.speed, start=plan.start, end=plan.end, steps=steps, limit=config.search.limit,
-            weight=plan.weight,
+            speed=plan.speed, start=plan.start, end=plan.end, soft=plan.soft, steps=steps,
+            limit=config.search.limit, weight=plan.weight,
         )  # fmt: skip
         for kind, call in (("norms", config.norm), ("activations", config.activation)):
             backbone = registry.build(kind, call)(backbone)

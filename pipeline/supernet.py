@@ -2,7 +2,8 @@
 
 Each stage holds every block of its options, as many one after the other as may be chosen, behind one stem or pool.
 While it trains, a stage draws one of them and one depth (Gumbel-max), gives what these give, and passes gradients
-through the softmax at the temperature (straight-through, Jang et al. 2017). In eval mode it uses the likeliest of both.
+through the softmax at the temperature (straight-through, Jang et al. 2017); at first the softmax itself mixes them all.
+In eval mode it uses the likeliest of both.
 """
 
 from __future__ import annotations
@@ -25,9 +26,14 @@ def straight_through(logits: Tensor, temperature: float, noise: Tensor) -> Tenso
 
     Jang et al. 2017, sec. 2.2: forward the argmax of logits + noise, backward softmax((logits + noise) / temperature).
     """
-    soft = torch.softmax((logits + noise) / temperature, dim=0)
+    soft = relaxed(logits, temperature, noise)
     hard = functional.one_hot(soft.argmax(), len(soft)).to(soft.dtype)
     return hard - soft.detach() + soft
+
+
+def relaxed(logits: Tensor, temperature: float, noise: Tensor) -> Tensor:
+    """The same choice before it is made hard: the softmax, Jang et al. 2017, eq. 2."""
+    return torch.softmax((logits + noise) / temperature, dim=0)
 
 
 def gumbel_noise(like: Tensor) -> Tensor:
@@ -56,13 +62,14 @@ class SuperStage(nn.Module):
         self.block, self.depth = nn.Parameter(torch.zeros(len(pieces))), nn.Parameter(torch.zeros(len(depths)))
         self.register_buffer("costs", costs, persistent=False)
 
-    def forward(self, images: Tensor, temperature: float) -> Tensor:
-        """See the class."""
+    def forward(self, images: Tensor, temperature: float, hard: bool = True) -> Tensor:
+        """See the class; not hard: the softmax itself mixes all blocks, so that all of them learn (Xie et al. 2019)."""
         images = self.enter(images)
         if not self.training:
             return self.path(images, *self.likeliest())
         logits = self.speed * self.block.float(), self.speed * self.depth.float()
-        block, depth = (straight_through(one, temperature, gumbel_noise(one)) for one in logits)
+        choose = straight_through if hard else relaxed
+        block, depth = (choose(one, temperature, gumbel_noise(one)) for one in logits)
         return self.mixed(images, block, depth)
 
     def mixed(self, images: Tensor, block: Tensor, depth: Tensor) -> Tensor:
@@ -100,18 +107,20 @@ class Supernet(nn.Module):
     """Backbone of ``SuperStage``s, (B, channels, H, W) → (B, F, h, w).
 
     options: each stage's blocks. cost: of a piece. steps: optimizer steps over which the temperature falls from start
-    to end. limit: of the expected cost, 0 for none; weight: of its share of the loss.
+    to end; in the share ``soft`` of them choices are not yet hard. limit: of the expected cost, 0 for none; weight: of
+    its share of the loss.
     """
 
     step: Tensor
 
     def __init__(
         self, channels: int, options: Sequence[Sequence[Stage]], depths: Sequence[int], norm: str, pool: str,
-        cost: Callable[[Piece], float], *, speed: float, start: float, end: float, steps: int, limit: float,
-        weight: float,
+        cost: Callable[[Piece], float], *, speed: float, start: float, end: float, soft: float, steps: int,
+        limit: float, weight: float,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.start, self.end, self.steps, self.limit, self.weight = start, end, steps, limit, weight
+        self.start, self.end, self.soft, self.steps = start, end, soft, steps
+        self.limit, self.weight = limit, weight
         self.stages, inputs = nn.ModuleList(), channels
         for place, stage in enumerate(options):
             pieces = [Piece(inputs, one, norm, pool, place) for one in stage]
@@ -130,7 +139,7 @@ class Supernet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, H, W) → (B, F, h, w)."""
         for stage in self.stages:
-            images = stage(images, self.temperature)
+            images = stage(images, self.temperature, float(self.step) >= self.soft * self.steps)
         if self.training:
             self.step += 1
         return images

@@ -34,7 +34,7 @@ def weights(piece: genotypes.Piece) -> float:
 def build(**more: float) -> Supernet:
     torch.manual_seed(0)
     own = plan()
-    how = {"speed": 2.0, "start": 4.0, "end": 0.25, "steps": 4, "limit": 0.0, "weight": 1.0, **more}
+    how = {"speed": 2.0, "start": 4.0, "end": 0.25, "soft": 0.0, "steps": 4, "limit": 0.0, "weight": 1.0, **more}
     return Supernet(3, own.options, own.depths, "batch", "conv", weights, **how)
 
 
@@ -118,6 +118,16 @@ def test_every_choice_and_weight_gets_a_gradient_and_the_temperature_falls() -> 
     assert all(float(stage.block.grad.abs().max()) > 0 for stage in made.stages)
     made.eval()(images)
     assert float(made.step) == 6, "prediction does not cool"
+
+
+def test_all_blocks_learn_while_choices_are_soft_and_those_drawn_alone_once_they_are_hard() -> None:
+    def learning(made: Supernet) -> list[int]:
+        made(torch.randn(4, 3, 8, 8)).square().mean().backward()
+        return [sum(bool(next(one.parameters()).grad.abs().max() > 0) for one in stage.options.values())
+                for stage in made.stages]  # fmt: skip
+
+    assert learning(build(soft=0.5)) == [6, 6]
+    assert learning(build()) == [1, 1]
 
 
 def test_the_expected_cost_is_the_mean_over_all_networks() -> None:

@@ -72,17 +72,19 @@ class evolution:
     source="Jang et al. 2017, straight-through; Xie et al. 2019 (SNAS); cost: Wu et al. 2019 (FBNet), sec. 3.2",
     blocks=True,
     allowed={
-        "epochs": (1, None), "start": (1e-3, None), "end": (1e-3, None), "weight": (0, None), "speed": (1e-3, None),
-        "width": (0, None),
+        "epochs": (1, None), "start": (1e-3, None), "end": (1e-3, None), "soft": (0, 1), "weight": (0, None),
+        "lr": (1e-9, None), "speed": (1e-3, None), "width": (0, None),
     },
 )  # fmt: skip
 class gumbel:
     """One network of all blocks side by side learns which to use, by gradients; then its choices are tried.
 
     Each stage draws a block and a number of blocks by Gumbel's noise, uses these alone, and learns through the softmax
-    at a temperature that falls from start to end. All weights and choices learn together, from the training rows.
-    epochs: of this training. weight: of the cost in its loss, log(expected cost / search.limit) where that is above 0;
-    without a limit there is no such term. speed: factor on the choices, and so on their learning rate. width: of the
+    at a temperature that falls from start to end. All weights and choices learn together, from the training rows, by
+    Adam: an optimizer that scales each step would move blocks that were not drawn. epochs: of this training. soft:
+    share of it in which the softmax mixes all blocks, so that all learn. weight: of the cost in its loss, log(expected
+    cost / search.limit) where that is above 0; without a limit there is no such term. lr: peak learning rate of this
+    training. speed: factor on the choices, and so on their learning rate. width: of the
     first stage, each later one twice as wide; 0: the middle of the space's. Widths, norm and pool are no choice here,
     as in FBNet: the first norm and pool of the space. The first trial is the likeliest network, the others are drawn.
     """
@@ -94,8 +96,10 @@ class gumbel:
         epochs: int = 6,
         start: float = 5.0,
         end: float = 0.5,
+        soft: float = 0.5,
         weight: float = 1.0,
-        speed: float = 5.0,
+        lr: float = 3e-3,
+        speed: float = 20.0,
         width: int = 0,
     ) -> None:
         if end > start:
@@ -104,7 +108,7 @@ class gumbel:
         if width and width not in widths:
             raise UserError(f"gumbel(width={width}), but the space's widths are {', '.join(map(str, widths))}")
         self.space, self.epochs, self.start, self.end = space, epochs, start, end
-        self.weight, self.speed = weight, speed
+        self.soft, self.weight, self.lr, self.speed = soft, weight, lr, speed
         self.width = width or widths[len(widths) // 2]
         self.odds: Odds = []
 
