@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import csv
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -295,9 +296,18 @@ def scored(monkeypatch) -> list[str]:
 
 
 def test_a_limit_holds_and_a_space_may_be_used_up(project, root, monkeypatch) -> None:
-    scored(monkeypatch)
+    seen = scored(monkeypatch)
     ended = project.run(*QUICK, "search.limit=3000")
     assert ended.code == 0, ended.err
+    begun = root / "runs/noise/search/tiny-searched/begun.json"
+    content = json.loads(begun.read_text())
+    del content["settings"]["consistency"]
+    begun.write_text(json.dumps(content))
+    count = len(seen)
+    for _ in range(2):  # the first makes trials as a version without that key would
+        ended = project.run(*QUICK, "search.limit=3000")
+        assert ended.code == 0, ended.err
+        assert len(seen) == 2 * count
     assert all(int(row["weights"]) <= 3000 for row in rows_of(root)[:4])
     ended = project.run(*QUICK, "search.limit=50", "search.name=none")
     assert ended.code == 2

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline import artefacts, backbone_names, registry, searched
 from pipeline.artefacts import shown
 from pipeline.competition import load
-from pipeline.config import Config, root
+from pipeline.config import Config, keys, root
 from pipeline.console import Outcome, say
 from pipeline.errors import OutOfTime, UserError
 from pipeline.folds import ensure_folds
@@ -93,14 +93,17 @@ def settle(run: Inner, folder: Path, written: Path, record: Path) -> dict[str, A
         if written.exists():
             artefacts.finish(record, "", digest=artefacts.file_digest(written))
     before = artefacts.read_json(begun) if begun.exists() else content
-    if before != content:
-        changed = "; ".join(differences(before, content)[:8])
+    default = {key: keys()[key].default for key in content["settings"]}  # of a key that an older version did not know
+    known = {**before, "settings": default | before["settings"]}
+    if known != content:
+        changed = "; ".join(differences(known, content)[:8])
         raise UserError(
             f"the search {folder.name} was begun with other settings ({changed}); name a new one, "
             f"search.name={folder.name}-2, or replace this one, overwrite=true"
         )
-    artefacts.write_json(begun, content)
-    return content
+    if not begun.exists():
+        artefacts.write_json(begun, content)
+    return before
 
 
 def check_free(config: Config, written: Path, record: Path) -> None:
