@@ -348,9 +348,12 @@ def test_no_row_of_the_held_out_fold_is_in_a_members_pool(project) -> None:
 
 TASKS = ("binary()", "multilabel()", "regression()", "circular(period=24)", "ordinal()", "ordinal_regression()")
 MAPS = ("masks", "class_masks", "objects")
+SLOWER = ("binary()", "ordinal()", "ordinal_regression()", "objects")  # of a form that another has, too
 
 
-@pytest.mark.parametrize("task", TASKS + MAPS)
+@pytest.mark.parametrize(
+    "task", [pytest.param(one, marks=[pytest.mark.slow] * (one in SLOWER)) for one in TASKS + MAPS]
+)
 def test_every_task_learns_from_a_pool(project, task: str) -> None:
     if task in MAPS:
         small_tasks.write_masks(project.root, task, rows=12)
