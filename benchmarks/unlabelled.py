@@ -45,8 +45,7 @@ BASE = (
     "image_size=28", f"batch_size={BATCH}", "augment=pad_crop_flips(pad=2)", "train.threads=1", "precision=fp32",
     "folds.count=5",
 )  # fmt: skip
-STRONG = "compose(parts=['rand_augment()','cutout(size=0.5,chance=1)'])"  # fixmatch()'s own, for both
-TEACHER = f'consistency=mean_teacher(ratio=3.0,weight=30.0,decay=0.97,strong="{STRONG}")'
+TEACHER = "consistency=mean_teacher(ratio=3.0,weight=30.0,decay=0.97)"
 MATCH = "consistency=fixmatch(ratio=3.0,threshold=0.85)"
 PRETRAINED = "weights=runs/{competition}/images/weights.safetensors"
 PRELOAD = ["pandas", "albumentations", "pipeline.parts.optims", "pipeline.training"]  # once, for all trainings

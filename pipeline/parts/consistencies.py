@@ -72,8 +72,8 @@ class mean_teacher(Consistency):
     probabilities, else 1. ramp: the share of the training over which the weight rises, like exp(-5 (1 - t)²). decay: of
     the teacher, which begins with less, as average=ema() does. distance: mse, the squared distance between
     probabilities, or between the numbers that are learned; or kl, which numbers do not have. ratio: images of the pool
-    for each labelled one of a batch. strong: what makes the student's view, after augment; masks need what moves no
-    pixel.
+    for each labelled one of a batch. strong: what makes the student's view, after augment; empty: as fixmatch's, where
+    the paper has noise().
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class mean_teacher(Consistency):
         decay: float = 0.999,
         distance: str = "mse",
         ratio: float = 1.0,
-        strong: str = "noise(deviation=0.1)",
+        strong: str = "",
     ) -> None:
         super().__init__(learns)
         usual = 10.0 if learns.bounded and distance == "mse" else 1.0
