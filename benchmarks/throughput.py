@@ -42,7 +42,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sides import GPU, MAKERS, MISSING, OURS, PLAIN, SHORT, TUNED, Case, Sides, draw, hardware, torch
+from sides import GPU, MAKERS, MISSING, OURS, PLAIN, SHORT, TUNED, Case, Config, Sides, draw, hardware, torch
 
 BATCH = 64
 MORE = 16 if GPU else 1  # times the images of a round
@@ -227,8 +227,9 @@ def works(folder: Path, images_a_round: int, compiled: bool) -> list[Work]:
     )  # fmt: skip
     masks = replace(photos, name="masks, 128 px JPEG", masks=True, batch=16, files=jpeg[: large // 2], count=large // 2)
     looks = replace(
-        tiny, name="32 px, 8 views × 2 scales × 5", views=("d4()",), scales=(1.0, 1.25), members=5, count=small // 16
-    )
+        tiny, name="32 px, 8 views × 2 scales × 5", views=("d4()",), scales=(1.0, 1.25), members=5,
+        count=Config().predict_batch,  # compiled code fills up smaller batches
+    )  # fmt: skip
     native = native_bf16()
     found = [
         ("train", tiny, (1.9, 0.9)),

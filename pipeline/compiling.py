@@ -14,22 +14,29 @@ import torch
 
 from pipeline.network import Network, PlaneNetwork
 
-LEAST = 20_000.0  # GFLOP for each thread: about half of it is what the compiler costs
+LEAST = 20_000.0  # GFLOP for each thread: several times what makes up for the compiler
+MOST_SIZES = 6  # inductor gives up a module that it has compiled for eight shapes
+SLOW = ("SiLU", "Swish", "GELU", "GELUTanh", "LayerNorm", "LayerNorm2d")  # layers of nets that gain nothing, or lose
 
 
 def wanted(asked: str, network: Network, sizes: Sequence[int], looks: int, threads: int) -> bool:
     """Whether a network is compiled for a prediction of so many looks (images × views) at each of these sizes.
 
-    asked: ``true``, ``false``, or ``auto``: on a CPU with AMX tiles, where it was measured to gain, from LEAST on.
+    asked: ``true``, ``false``, or ``auto``: where it was measured to gain, on a CPU with AMX tiles, for nets without
+    SLOW layers, from LEAST on. Networks of planes see images of too many shapes.
     """
-    if asked == "false" or isinstance(network, PlaneNetwork) or not has_compiler():
+    if asked == "false" or isinstance(network, PlaneNetwork) or len(sizes) > MOST_SIZES or not has_compiler():
         return False
     if asked == "true":
         return True
     device = network.normalise.scale.device
-    if device.type != "cpu" or not torch.cpu._is_amx_tile_supported():
+    if device.type != "cpu" or not torch.cpu._is_amx_tile_supported() or _is_slow(network):
         return False
     return looks * sum(gigaflops(network, size) for size in sizes) >= LEAST * threads
+
+
+def _is_slow(network: Network) -> bool:
+    return any(type(layer).__name__ in SLOW for layer in network.modules())
 
 
 def has_compiler() -> bool:

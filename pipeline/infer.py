@@ -78,7 +78,10 @@ def _looks(
     asked = np.pad(rows, (0, -len(rows) % batch), mode="edge") if network.compiled and left else rows
     for images, _ in prefetch(pinned(one, device) for one in _batches(store, asked, batch)):
         prepared, count = network.prepare(images.to(device, non_blocking=True)), min(left, len(images))
-        seen = (network.predicted(view.apply(prepared))[:count] for view in views)
+        looks = (view.apply(prepared) for view in views)
+        if network.compiled:  # for images in one layout: each other one, as a turned image has, would be compiled anew
+            looks = (one.contiguous(memory_format=torch.channels_last) for one in looks)
+        seen = (network.predicted(one)[:count] for one in looks)
         yield torch.stack([task.activate(one, network.blueprint.state) for one in seen])
         left -= count
 

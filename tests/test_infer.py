@@ -156,6 +156,20 @@ def test_only_long_predictions_are_compiled(monkeypatch):
     assert not compiling.wanted("true", net, [8], looks + 1, threads=1)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "gains"),
+    [("resnet18", True), ("small_image(width=4)", True), ("mobilenetv3_small_050", True), ("efficientnet_b0", False),
+     ("convnext_atto", False), ("vit_tiny_patch16_224", False)],
+)  # fmt: skip
+def test_nets_that_gain_nothing_are_not_compiled_by_themselves(monkeypatch, backbone, gains):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(compiling, "has_compiler", lambda: True)
+    plan = Blueprint(backbone, "avg()", "linear()", 1, 32, "stretch", [0.5], [0.3], ["a", "b"])
+    net = infer.ready(network.build(plan).eval(), Hardware("cpu", "fp32", "bf16", 1))
+    assert compiling.wanted("auto", net, [32], 10**12, threads=1) is gains
+    assert compiling.wanted("true", net, [32], 1, threads=1)
+
+
 def test_a_network_for_one_shape_gets_whole_batches_and_answers_for_each_row():
     seen: list[int] = []
 
