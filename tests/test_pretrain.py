@@ -247,7 +247,8 @@ def test_an_auto_encoder_leaves_weights_features_and_a_sheet(project, root) -> N
     assert ended.code == 0, ended.err
     assert "vae(latent=3) on 40 train, 8 test images" in ended.out
     assert "labels are looked at here, and nothing is chosen by it" in ended.out
-    assert "to use it: ./run.sh stage=train competition=noise weights=runs/noise/pretrain-vae/weights.saf" in ended.out
+    own = "model=tiny run=tiny-vae weights=runs/noise/pretrain-vae/weights.saf"
+    assert f"to use it: ./run.sh stage=train competition=noise {own}" in ended.out
     folder = root / "runs/noise/pretrain-vae"
     with (folder / "features.csv").open() as lines:
         rows = list(csv.DictReader(lines))

@@ -228,7 +228,9 @@ def report(run: Pretrained, content: dict[str, Any]) -> list[str]:
     if (run.folder / ERRORS).exists():
         lines.append(f"  {folder}/{PICTURE}: look at it")
         lines.append(f"  side features for level 2: data.tables={folder}/{ERRORS}; odd images: stage=check")
-    use = f"./run.sh stage=train competition={run.config.competition} weights={folder}/{WEIGHTS}"
+    model, method = run.config.model, registry.parse(run.config.pretrain.method).name
+    own = f"model={model} run={model}-{method}"  # a name of its own: model's may stand for a run from random weights
+    use = f"./run.sh stage=train competition={run.config.competition} {own} weights={folder}/{WEIGHTS}"
     return [*lines, f"  to use it: {use}"]
 
 
