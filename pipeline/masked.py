@@ -115,17 +115,19 @@ class Given:
 
 @dataclass(frozen=True)
 class Nothing:
-    """Void planes, for images that nobody labelled. shapes: (N, 2) their heights and widths; planes: how many."""
+    """Void planes, for images that nobody labelled. images: squares, or of any size by row; planes: how many."""
 
-    shapes: np.ndarray
+    images: Any
     planes: int
 
     def __len__(self) -> int:
-        return len(self.shapes)
+        return len(self.images)
 
     def __getitem__(self, row: int) -> np.ndarray:
         """(H, W, P) uint8, void."""
-        return np.full((*self.shapes[row], self.planes), VOID, dtype=np.uint8)
+        square = isinstance(self.images, images.Images)
+        height, width = self.images.shape[1:3] if square else self.images[row].shape[:2]
+        return np.full((height, width, self.planes), VOID, dtype=np.uint8)
 
 
 class Taught:
@@ -217,10 +219,9 @@ def with_pool(
     for what, files_ in ((what, table["file"].tolist()) for what, table in tables.items() if len(table)):
         images_, tiles = Source(config, competition, files_, what), config.data.resize == TILES
         more = images_.own_size() if tiles else images_.square(config.image_size)
-        shapes = [more[row].shape[:2] for row in range(len(files_))] if tiles else [more.shape[1:3]] * len(files_)
         rows.append(sum(map(len, planes)) + np.setdiff1d(np.arange(len(files_)), [] if tiles else more.broken))
         stores_.append(more)
-        planes.append(Nothing(np.array(shapes), count))
+        planes.append(Nothing(more, count))
     return replace(source, stores=stores_, planes=planes), np.concatenate(rows)
 
 

@@ -160,7 +160,7 @@ def material(config: Config, competition: Competition, names: Sequence[str]) -> 
         start += len(store)
     made: Source = Joined(each)
     if config.data.resize == masked.TILES:
-        nothing = [Nothing(store) for store in each]
+        nothing = [masked.Nothing(store, 0) for store in each]
         made = Unlabelled(masked.Squares(each, nothing, config.image_size, 0.0))
     return Material(made, np.concatenate(good), {name: len(store) for name, store in opened.items()})
 
@@ -194,20 +194,6 @@ def _squares(config: Config, competition: Competition, name: str) -> Any:
             "or unlabelled"
         )
     return masked.own_size(config, competition, found, label, "stop" if broken == "stop" else "fill")
-
-
-class Nothing:
-    """The planes of images that nobody drew: none."""
-
-    def __init__(self, store: Any) -> None:
-        self.store = store
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        """(H, W, 0) uint8."""
-        return np.zeros((*self.store[row].shape[:2], 0), dtype=np.uint8)
 
 
 @dataclass(frozen=True)
