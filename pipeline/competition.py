@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import absorbed, artefacts, files, mask_truth, queries, registry, tasks, unlabelled
+from pipeline import absorbed, artefacts, files, longform, mask_truth, queries, registry, tasks, unlabelled
 from pipeline.artefacts import shown
 from pipeline.config import Config, Data, Mask, root
 from pipeline.console import say, warn
 from pipeline.errors import UserError, nearest, some
+from pipeline.longform import Long
 from pipeline.mask_truth import Told
 from pipeline.masks import HeaderSizes
 from pipeline.patterns import is_image
@@ -39,6 +40,7 @@ class Competition:
     data.gallery its rows follow those of the test in test and test_table. unlabelled: columns id, file of the images of
     data.unlabelled, no rows where there are none; they are no part of the fingerprint, see ``unlabelled.digest``.
     absorbed: so many of the training rows, the last ones, are of labels/<name>.csv; their images may be test images.
+    long: where the sample has a row for each column of an image; the tables here have one row an image all the same.
     """
 
     name: str
@@ -53,6 +55,11 @@ class Competition:
     masks: Told | None = None
     unlabelled: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"id": [], "file": []}, dtype=str))
     absorbed: int = 0
+    long: Long | None = None
+
+    def asked(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows of a submission as the sample has them."""
+        return self.long.answers(frame) if self.long else frame
 
     def column(self, name: str, key: str) -> np.ndarray:
         """(N,) text: a column of the training table; UserError, naming the key, where it is absent or has gaps."""
@@ -119,13 +126,14 @@ def _load(
     data, mask = _settings(Data, fields), _settings(Mask, mask_fields)
     if data.packed:
         return _packed(name, folder, data, mask, form)
-    whole = table = _mask_rows(folder, data, mask) if form else _train_table(folder, data)
+    long = None if form else longform.form(folder, data)
+    whole = table = _mask_rows(folder, data, mask) if form else _train_table(folder, data, long)
     if form and mask.rle:
         table = mask_truth.image_rows(data, mask, whole)
     check_ids(table[data.id], shown(folder / data.train_csv))
     found = _images(folder, data, data.train_images, table, data.train_csv)
     train = pd.DataFrame({"id": table[data.id], "file": found}, dtype=str)
-    sample, test_table, test = _tests(folder, data, mask if form else None)
+    sample, test_table, test = _tests(folder, data, mask if form else None, long)
     both = train.merge(test, on=["id", "file"])["id"]
     if len(both):
         raise UserError(
@@ -138,7 +146,9 @@ def _load(
         print_ = artefacts.fingerprint(print_, mask_truth.digest(told.source, mask))
         return Competition(name, folder, train, targets, test, sample, table, test_table, print_, told, more)
     targets = table[data.target].apply(lambda cells: cells.str.strip())  # "cat " is no other class than "cat"
-    made = Competition(name, folder, train, targets, test, sample, table, test_table, print_, unlabelled=more)
+    made = Competition(
+        name, folder, train, targets, test, sample, table, test_table, print_, unlabelled=more, long=long
+    )
     labels = absorbed.path_of(name)
     return _with_absorbed(made, data, labels) if data.absorbed and labels.is_file() else made
 
@@ -173,7 +183,8 @@ def _packed(name: str, folder: Path, data: Data, mask: Mask, form: str) -> Compe
     """A competition in a package: its training rows are ids and targets, and test images may be missing or broken."""
     table = read_table(root() / data.packed, {data.id: "data.id"}, key="data.packed")
     train = pd.DataFrame({"id": table[data.id], "file": ""}, dtype=str)
-    sample, test_table, test = _tests(folder, data, mask if form else None)
+    long = None if form else longform.form(folder, data)
+    sample, test_table, test = _tests(folder, data, mask if form else None, long)
     names = mask_truth.columns(mask, form) if form else data.target
     told = None
     if form:
@@ -190,7 +201,7 @@ def _packed(name: str, folder: Path, data: Data, mask: Mask, form: str) -> Compe
     print_ = artefacts.fingerprint(
         artefacts.file_digest(root() / data.packed), _print(folder, data, list(test["file"]))
     )
-    return Competition(name, folder, train, table[names], test, sample, table, test_table, print_, told)
+    return Competition(name, folder, train, table[names], test, sample, table, test_table, print_, told, long=long)
 
 
 def packed(competition: Competition, data: Data) -> pd.DataFrame:
@@ -199,9 +210,11 @@ def packed(competition: Competition, data: Data) -> pd.DataFrame:
     return found.assign(**{name: competition.table[name] for name in [data.camera] if name})
 
 
-def _tests(folder: Path, data: Data, mask: Mask | None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def _tests(
+    folder: Path, data: Data, mask: Mask | None, long: Long | None
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """The sample submission, the test table with the rows of the gallery, and the ids and files of both."""
-    sample, table = _test_tables(folder, data, mask)
+    sample, table = _test_tables(folder, data, mask, long)
     found = _images(folder, data, data.test_images, table, data.test_csv)
     if data.gallery:
         more, place, called = queries.gallery(folder, data, table[data.id].tolist())
@@ -246,13 +259,14 @@ def _masks(
     return Told(form, names, source, answer, {name: row for row, name in enumerate(test["id"])}, others), targets
 
 
-def _train_table(folder: Path, data: Data) -> pd.DataFrame:
+def _train_table(folder: Path, data: Data, long: Long | None) -> pd.DataFrame:
     if not data.train_csv:
         return _class_folders(folder, data)
     path = folder / data.train_csv
-    needed = {data.id: "data.id", **dict.fromkeys(data.target, "data.target"), **dict.fromkeys(data.box, "data.box")}
+    needed = {data.id: "data.id", **({} if long else dict.fromkeys(data.target, "data.target"))}
+    needed |= dict.fromkeys(data.box, "data.box")
     needed |= {name: key for name, key in ((data.group, "data.group"), (data.camera, "data.camera")) if name}
-    table = read_table(path, needed, key="data.train_csv")
+    table = longform.train_table(long, read_table(path, needed, key="data.train_csv"), data.id, shown(path))
     again = table.duplicated()
     if again.any():
         warn(f"{shown(path)}: {int(again.sum())} rows repeat another word for word; each counts once")
@@ -303,15 +317,15 @@ def _images(folder: Path, data: Data, place: str, table: pd.DataFrame, csv: str)
     return files.with_boxes(found, corners, data.margin)
 
 
-def _test_tables(folder: Path, data: Data, mask: Mask | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _test_tables(folder: Path, data: Data, mask: Mask | None, long: Long | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The sample submission, and the test table with the ids under data.id; each stands in for the other."""
     test = None
     if data.test_csv:
         path = folder / data.test_csv
-        test = read_table(path, {data.id: "data.id"}, key="data.test_csv")
+        test = longform.test_table(long, read_table(path, {data.id: "data.id"}, key="data.test_csv"), data.id)
         check_ids(test[data.id], shown(path))
     if data.sample:
-        sample = read_table(folder / data.sample, key="data.sample")
+        sample = long.sample() if long else read_table(folder / data.sample, key="data.sample")
         if test is None:
             ids = sample.iloc[:, 0].unique().tolist()  # some tasks have several rows an image
             ids = mask_truth.answer_ids(mask, sample) if mask else ids

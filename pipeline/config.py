@@ -79,6 +79,10 @@ class Data:
     )
     target: list[str] = option(["label"], "column of the target, or several", scope="run")
     separator: str = option(" ", "what stands between the labels of one cell (multilabel)", scope="run")
+    long: str = option(
+        "", "how rows are called where there is one for each column of an image, such as {id}_{column}; empty: one row "
+        "an image", scope="run",
+    )  # fmt: skip
     answers: str = option(
         "auto", "what a cell of the submission holds; auto: by the sample and the metric",
         choices=("auto", "names", "indices", "probabilities", "ranked"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline import artefacts, files, images
+from pipeline import artefacts, files, images, longform
 from pipeline.artefacts import shown
 from pipeline.competition import Competition
 from pipeline.config import Config, root
@@ -43,7 +43,8 @@ def load(config: Config, competition: Competition) -> Extra | None:
     path = find(config, competition)
     data = config.data
     needed = {data.id: "data.id", **({data.image: "data.image"} if data.image else {})}
-    table = read_table(path, needed | dict.fromkeys(data.target, "data.target"), key="data.extra")
+    needed |= {} if competition.long else dict.fromkeys(data.target, "data.target")
+    table = longform.train_table(competition.long, read_table(path, needed, key="data.extra"), data.id, shown(path))
     check_ids(table[data.id], shown(path))
     found = files.resolve(path.parent, "", table[data.image or data.id].tolist(), data.files)
     copies = np.array(_copies(config, competition, path.parent, found), dtype=bool)

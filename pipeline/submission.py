@@ -14,6 +14,7 @@ from pipeline import artefacts
 from pipeline.artefacts import shown
 from pipeline.config import Config, root
 from pipeline.errors import UserError, nearest, some
+from pipeline.longform import Long
 from pipeline.tables import duplicates, read_table
 from pipeline.tasks.answers import Cells
 
@@ -47,9 +48,10 @@ def made(config: Config) -> list[Path]:
     return sorted((p for p in there if p.with_suffix(".json").is_file()), key=lambda p: (p.stat().st_mtime_ns, p.name))
 
 
-def read(path: Path, sample: pd.DataFrame, allowed: Mapping[str, Cells]) -> pd.DataFrame:
-    """A submission's cells as text, checked with ``validate``."""
+def read(path: Path, sample: pd.DataFrame, allowed: Mapping[str, Cells], long: Long | None = None) -> pd.DataFrame:
+    """A submission's cells as text, one row an image, checked with ``validate``."""
     frame = read_table(path)
+    frame = long.wide(frame, str(frame.columns[0]), shown(path)) if long else frame
     validate(frame, sample, shown(path), allowed)
     return frame
 

@@ -300,6 +300,39 @@ def angle(root: Path) -> Path:
     return root
 
 
+def row_a_label(root: Path) -> Path:
+    """A row for each label of an image, in training and in the sample; some rows twice, as at RSNA's hemorrhages."""
+    names, train, test = ("bleed", "in_ventricle", "any"), [f"ID_{row}" for row in _ids(32)], ["ID_7", "ID_12"]
+    test += [f"ID_{row}" for row in _ids(4, 100)]
+    _images(root / "stage_2_train", train, [row % 4 for row in range(32)])
+    _images(root / "stage_2_test", test, [row % 4 for row in range(6)])
+    marks = [(row % 2, row % 4 // 2, int(row % 4 > 0)) for row in range(32)]
+    rows = [
+        (f"{one}_{name}", mark)
+        for one, each in zip(train, marks, strict=True)
+        for name, mark in zip(names, each, strict=True)
+    ]
+    table(root / "stage_2_train.csv", "ID,Label", rows + rows[:5])
+    table(root / "stage_2_sample_submission.csv", "ID,Label", ((f"{o}_{name}", 0.5) for o in test for name in names))
+    return root
+
+
+def row_a_number(root: Path) -> Path:
+    """A row for each number of an image, which another column names; the test table has no numbers."""
+    names, train, test = ("Dry_Clover_g", "Dry_g", "Green_g"), _ids(30), _ids(6, 100)
+    _images(root / "train", [f"a{row}" for row in range(30)], [row % 9 for row in range(30)])
+    _images(root / "test", [f"b{row}" for row in range(6)], [row % 9 for row in range(6)])
+    rows = (
+        (f"{one}__{name}", f"train/a{row}.png", f"site{row // 5}", name, row % 9 + place + 0.25)
+        for row, one in enumerate(train) for place, name in enumerate(names)
+    )  # fmt: skip
+    table(root / "train.csv", "sample_id,image_path,site,target_name,target", rows)
+    rows = ((f"{one}__{name}", f"test/b{row}.png", name) for name in names for row, one in enumerate(test))
+    table(root / "test.csv", "sample_id,image_path,target_name", rows)
+    table(root / "sample_submission.csv", "sample_id,target", ((f"{o}__{n}", 0.0) for n in names for o in test))
+    return root
+
+
 def no_sample(root: Path) -> Path:
     """train.csv and test.csv with a group, and no sample submission."""
     train, test = _ids(30), _ids(6, 100)
@@ -577,6 +610,7 @@ FORMS: dict[str, Callable[[Path], Path]] = {
     for form in (
         plain, suffixes, nested, wrong_suffixes, class_folders, zipped, one_hot, class_columns, votes, labels_in_a_cell,
         labels_in_columns, number, grades, chance, ranks, places_of_classes, channels, arrays, no_sample, kinds,
+        row_a_label, row_a_number,
     )
 }  # fmt: skip
 

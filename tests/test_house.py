@@ -31,7 +31,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["wheels", "artefacts", "cutting", "reranking", "hardware", "spaces"],
     ["files", "plots", "advice", "course", "study", "ragged", "kaggle_client"],
     ["images", "tables"],
-    ["masks", "whitening"],
+    ["masks", "whitening", "longform"],
     ["mask_truth", "queries", "unlabelled", "absorbed"],
     ["competition", "submission"],
     ["folds", "blending", "fusing", "features", "uploads", "doctor", "doctor.*", "discover", "discover.*"],

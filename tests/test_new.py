@@ -109,6 +109,14 @@ EXPECTED = {
     "arrays": {"task": "binary", "metric": "roc_auc()", "data.target": ["signal"], "data.features": ["size"]},
     "kinds": {"task": "multiclass", "data.channels": 1, "data.target": ["damaged"]},
     "no_sample": {"task": "multiclass", "data.sample": "", "data.target": ["animal"], "data.group": "scene"},
+    "row_a_label": {
+        "task": "multilabel", "metric": "roc_auc()", "data.long": "{id}_{column}", "data.id": "ID",
+        "data.target": ["bleed", "in_ventricle", "any"],
+    },
+    "row_a_number": {
+        "task": "regression", "data.long": "{id}__{column}", "data.id": "sample_id", "data.image": "image_path",
+        "data.target": ["Dry_Clover_g", "Dry_g", "Green_g"], "data.group": "site",
+    },
 }  # fmt: skip
 
 
@@ -797,12 +805,14 @@ def test_a_drawn_folder_becomes_a_submission_without_an_edit(project, name):
     assert new(project, name).code == 0
     ended = project.run("stage=all", *TINY)
     assert ended.code == 0, ended.err
-    written = pd.read_csv(project.root / f"submissions/{name}/stack.csv", dtype=str)
     config = settings.compose({"competition": name})
-    competition = load(config)
-    submission.validate(written, competition.sample, name, task_for(config, competition).allowed(competition.sample))
-    assert len(written) == len(competition.sample)
-    assert folder.is_dir()
+    competition, written = load(config), project.root / f"submissions/{name}/stack.csv"
+    allowed = task_for(config, competition).allowed(competition.sample)
+    assert len(submission.read(written, competition.sample, allowed, competition.long)) == len(competition.sample)
+    if config.data.sample:
+        sample, rows = (pd.read_csv(path, dtype=str) for path in (folder / config.data.sample, written))
+        assert list(rows.columns) == list(sample.columns)
+        assert rows.iloc[:, 0].equals(sample.iloc[:, 0])
 
 
 # --- columns and what they mean -----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.discover.answers import settle_answers, settle_metric
 from pipeline.discover.draft import Draft
 from pipeline.discover.folder import scan
+from pipeline.discover.long_form import turned
 from pipeline.discover.looks import Looks, look, settle_images
 from pipeline.discover.mask_forms import find_masks
 from pipeline.discover.mask_keys import settle_masks
@@ -49,7 +50,7 @@ def discover(folder: Path, given: dict[str, Any], command: str) -> Discovery:
     content = scan(folder)
     draft = Draft(given, notes=list(content.notes))
     told = find_masks(content, draft)
-    rows = find_rows(told.folder, draft, told.listed) if told else find_rows(content, draft)
+    rows = find_rows(told.folder, draft, told.listed) if told else find_rows(turned(content, draft), draft)
     search = None if told else find_search(rows, draft)
     if told:
         target: Target | None = settle_masks(told, rows, draft)

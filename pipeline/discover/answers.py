@@ -77,7 +77,8 @@ def settle_answers(rows: Rows, target: Target, search: Search | None, draft: Dra
         draft.notes.append(f"{rows.sample}: {repeated} rows repeat an image; each gets its image's answer")
     form = str(target.facts["form"])
     if len(rows.answers) > 1:
-        return f"{len(rows.answers)} columns: {some(rows.answers, 4)}"
+        apart = ", a row each" if draft.value("data.long") else ""
+        return f"{len(rows.answers)} columns{apart}: {some(rows.answers, 4)}"
     cells = column(rows.sample_table, rows.answers[0])
     return f"{rows.answers[0]}: {_cell(rows, target, draft, form, cells.distinct)}"
 

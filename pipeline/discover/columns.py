@@ -29,6 +29,7 @@ BOXES = (
     ("xyxy", ("xmin", "ymin", "xmax", "ymax")), ("xyxy", ("x1", "y1", "x2", "y2")), ("xyxy", ("x0", "y0", "x1", "y1")),
     ("xyxy", ("left", "top", "right", "bottom")),
 )  # fmt: skip
+FLAGS = {"0", "1", "0.0", "1.0", "no", "yes", "false", "true", "False", "True"}
 FEWEST_GROUPS = 5  # of a place: with fewer values it is only proposed
 
 
@@ -116,6 +117,7 @@ def find_group(table: pd.DataFrame, skip: Iterable[str]) -> tuple[str, bool]:
     """The column whose equal values must share a fold, and whether its name says so surely; blank if there is none."""
     candidates = [column(table, name) for name in table.columns if name not in set(skip)]
     candidates = [found for found in candidates if repeats(found) and len(found.filled) == len(table)]
+    candidates = [found for found in candidates if not set(found.distinct) <= FLAGS]  # "Subject Focus": yes or no
     for hints, sure in ((PEOPLE, True), (PLACES, False)):
         fits = [found for found in candidates if found.about(hints)]
         if fits:

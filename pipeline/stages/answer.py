@@ -52,8 +52,9 @@ def run(asked: Config) -> list[Outcome]:
     path = submission.path_of(config, manifest["package"])
     submission.validate(frame, competition.sample, manifest["package"], task.allowed(competition.sample))
     facts = {**chosen.facts, "package": manifest["package"], "members done": len(done), "how": how}
-    submission.write(frame, path, {**facts, "commit": manifest["commit"]})
-    say(f"{shown(path)}: {len(frame)} rows, {how}")
+    asked_rows = competition.asked(frame)
+    submission.write(asked_rows, path, {**facts, "commit": manifest["commit"]})
+    say(f"{shown(path)}: {len(asked_rows)} rows, {how}")
     return [Outcome("answer", manifest["package"], seconds=time.perf_counter() - began, note=how)]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline import artefacts, evaluate, registry, submission
+from pipeline import artefacts, evaluate, longform, registry, submission
 from pipeline.artefacts import shown
 from pipeline.competition import Competition, load
 from pipeline.config import Config, root
@@ -76,7 +76,7 @@ def _submission(config: Config) -> Path:
 
 def _score(config: Config, competition: Competition, path: Path, solution: Path) -> dict[str, float]:
     task, sample = task_for(config, competition), competition.sample
-    frame = submission.read(path, sample, task.allowed(sample))
+    frame = submission.read(path, sample, task.allowed(sample), competition.long)
     answers, usage = _answers(competition, solution, repeats=task.form.spatial)
     row_of, asked = {name: row for row, name in enumerate(task.answered(frame))}, task.answered(answers)
     missing = [name for name in asked if name not in row_of]
@@ -115,6 +115,7 @@ def _answers(competition: Competition, solution: Path, repeats: bool) -> tuple[p
     ids = str(competition.sample.columns[0])
     if ids not in table.columns:
         raise UserError(f"{shown(solution)} has no column {ids!r}; its columns: {some(table.columns, 20)}")
+    table = longform.train_table(competition.long, table, ids, shown(solution))
     if not repeats:
         check_ids(table[ids], shown(solution))
     column = next((name for name in table.columns if str(name).lower() == "usage"), None)

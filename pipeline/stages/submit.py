@@ -48,14 +48,15 @@ def run(config: Config) -> list[Outcome]:
     answer = _blend(config, competition, task) if config.blend else predicted(config, competition, task)
     path = submission.path_of(config, answer.name)
     submission.validate(answer.frame, competition.sample, answer.name, task.allowed(competition.sample))
-    print_ = artefacts.fingerprint(answer.frame.to_csv(index=False), answer.facts)
+    asked = competition.asked(answer.frame)
+    print_ = artefacts.fingerprint(asked.to_csv(index=False), answer.facts)
     reused = submission.written(path, print_) is not None
     if not reused:
         facts = {"fingerprint": print_, "competition": config.competition, "metric": config.metric, **answer.facts}
         known = {"uploads": told} if (told := uploads.records(path)) else {}  # of the rows that stood there before
-        submission.write(answer.frame, path, {**facts, "commit": artefacts.commit(), **known})
+        submission.write(asked, path, {**facts, "commit": artefacts.commit(), **known})
     scores = answer.score or answer.nested
-    say(f"{shown(path)}: {len(answer.frame)} rows from {answer.name}, {scores}{', unchanged' if reused else ''}")
+    say(f"{shown(path)}: {len(asked)} rows from {answer.name}, {scores}{', unchanged' if reused else ''}")
     note, scored = shown(path), {}
     if config.upload:
         record = uploads.upload(config, kaggle_client.connect(), path)
@@ -169,7 +170,7 @@ def _blend(config: Config, competition: Competition, task: Task) -> Answer:
         raise UserError("blend= averages numbers and lets names vote, which masks are neither; stack the runs instead")
     allowed = task.allowed(competition.sample)
     paths = [submission.locate(config, text, "blend") for text in config.blend]
-    frames = [submission.read(path, competition.sample, allowed) for path in paths]
+    frames = [submission.read(path, competition.sample, allowed, competition.long) for path in paths]
     members = {shown(path): artefacts.file_digest(path) for path in paths}
     facts = {"source": "blend", "members": members, "cv": None, "note": "not CV"}
     names = {column for column, cells in allowed.items() if cells.text}
