@@ -81,7 +81,8 @@ TECHNIQUES: dict[str, tuple[str, ...]] = {
         "schedule=cosine(warmup=0.05,hold=0.3)", "schedule=reduce_on_plateau(patience=1)", "schedule=halve_at()",
     ),
     "averages": (
-        "average=ema(decay=0.99)", "average=ema(decay=0.999)", "average=polyak()", "average=swa(start=0.75)",
+        "average=ema(decay=0.99)", "average=ema(decay=0.999)", "average=polyak(recompute=True)",
+        "average=polyak(power=8,recompute=True)", "average=swa(start=0.75)",
         "average=swa(start=0.5) schedule=constant(warmup=0.05)",
         "average=snapshots() schedule=multicycle_cosine(cycles=3)",
         "average=greedy_soup()", "select=best",

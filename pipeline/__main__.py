@@ -1,6 +1,6 @@
 """The door: ``python -m pipeline key=value …`` → a stage.
 
-Exit codes: 0 done, 2 the user can mend it, 1 our fault, 130 interrupted.
+Exit codes: 0 done, 2 the user can mend it, 1 our fault, 130 interrupted, 141 nobody reads.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import shlex
 import sys
 import traceback
 
-from pipeline.errors import Elsewhere, OutOfTime, UserError
+from pipeline.errors import Elsewhere, NobodyReads, OutOfTime, UserError
 
 
 def main(words: list[str]) -> int:
@@ -24,6 +24,8 @@ def main(words: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted; all finished work is kept. Go on with: {_again(words)}", file=sys.stderr)
         return 130
+    except NobodyReads:
+        return 141
     except OutOfTime as end:
         print(f"\n{end}; all finished work is kept. Go on with: {_again(words)}")
         return 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline import events
+from pipeline.errors import NobodyReads
 
 Item = TypeVar("Item")
 NOTE_SECONDS = 0.3  # between two notes of progress for another process
@@ -66,7 +67,16 @@ def show(text: str) -> None:
     if _live and _live[-1] and sys.stdout.isatty():
         _live[-1].print(text, soft_wrap=True, markup=False, highlight=False)
     else:
+        _print(text)
+
+
+def _print(text: str) -> None:
+    """One line on stdout; where nobody reads it any more, as behind ``| head``, the command ends without a word."""
+    try:
         print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
+        raise NobodyReads from None
 
 
 def warn(text: str) -> None:

@@ -18,6 +18,10 @@ class Elsewhere(Exception):
     """A fault of ours in another process, which has told where. Exit code 1."""
 
 
+class NobodyReads(BaseException):
+    """The reader of stdout has gone, as behind ``| head``: the command ends without a word."""
+
+
 class OutOfTime(Exception):
     """The budget of the command is used up: a training stopped with its state saved. Exit code 0."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +92,12 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError), console.command(False, tmp_path / "new/log.jsonl", {}):
         raise UserError("nothing was said")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_command_whose_reader_leaves_ends_without_a_word(project: Project) -> None:
+    command = [sys.executable, "-m", "pipeline", "help", "config"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, said = process.communicate()
+    assert (process.returncode, said) == (141, b"")

@@ -34,6 +34,11 @@ def new(project, name, *words, folder=""):
 def inferred(project, name, *words):
     """The config that stage=new wrote for a drawn form, composed as later stages do."""
     drawn.write(name, project.root / "data")
+    return inferred_from(project, name, *words)
+
+
+def inferred_from(project, name, *words):
+    """The config that stage=new wrote for the folder data/NAME."""
     ended = new(project, name, *words)
     assert ended.code == 0, ended.err
     return settings.compose({"competition": name})
@@ -599,6 +604,26 @@ def test_a_sample_with_rows_for_each_class_of_an_image_is_reported(project):
     ids = pd.read_csv(folder / "sample_submission.csv", dtype=str)["id"]
     drawn.table(folder / "sample_submission.csv", "id,chance", [(f"{i}_{c}", 0.5) for i in ids for c in drawn.NAMES])
     assert "several rows an image" in refused(project, "plain", "data.target=label")
+
+
+def test_a_sample_that_asks_once_for_several_images_is_told_what_to_do(project):
+    folder = drawn.write("plain", project.root / "data")
+    ids = pd.read_csv(folder / "sample_submission.csv", dtype=str)["id"]
+    drawn.table(folder / "test.csv", "id,patient", [(one, f"p{row // 2}") for row, one in enumerate(ids)])
+    drawn.table(folder / "sample_submission.csv", "patient,label", [(f"p{row}", "cat") for row in range(len(ids) // 2)])
+    message = refused(project, "plain")
+    assert "asks once for several images: p0, p1 … (3 in all) stand for 6 images in test.csv (patient)" in message
+    assert new(project, "plain", "data.sample=").code == 0
+
+
+def test_a_column_of_yes_and_no_is_no_group(project):
+    folder = drawn.write("number", project.root / "data")
+    for name in ("train.csv", "test.csv"):
+        table = pd.read_csv(folder / name, dtype=str)
+        table.assign(**{"Subject Focus": ["0", "1"] * (len(table) // 2)}).to_csv(folder / name, index=False)
+    config = inferred_from(project, "number")
+    assert (config.data.group, config.folds.count) == ("", 5)
+    assert "Subject Focus" in config.data.features
 
 
 def test_a_sample_that_repeats_images_is_noticed(project):

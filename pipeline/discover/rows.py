@@ -193,6 +193,7 @@ def _match_test(rows: Rows, draft: Draft) -> None:
     found = match(ids, rows.files, "test", given, rows.matched.patterns or draft.given.get("data.files", ()))
     if found.found <= FEW * len(ids):
         _several_rows_an_image(rows, ids)
+        _several_images_an_answer(rows, ids)
         id_ = rows.named if rows.test else str(rows.sample_table.columns[0])  # type: ignore[union-attr]
         raise nothing_fits(rows.folder.path, table, id_, ids, rows.files)
     if found.found < len(ids):
@@ -219,6 +220,18 @@ def _several_rows_an_image(rows: Rows, ids: list[str]) -> None:
             f"{some(tails)} behind them; this form of submission is not supported: give a sample with one row an "
             "image, data.sample=FILE, and turn the submission round afterwards"
         )
+
+
+def _several_images_an_answer(rows: Rows, ids: list[str]) -> None:
+    """Raise UserError if the sample's ids stand for several images each, as those of patients."""
+    for name, table in rows.folder.tables.items():
+        told = [str(one) for one in table.columns if name != rows.sample and set(ids) <= set(table[one])]
+        if told and rows.named in table.columns:
+            raise UserError(
+                f"{shown(rows.folder.path / rows.sample)} asks once for several images: {some(ids, 2)} stand for "
+                f"{len(table)} images in {name} ({told[0]}). Answers of several images are not joined here: leave the "
+                f"sample out, data.sample=, and take the mean or the maximum by {told[0]} of the submission afterwards"
+            )
 
 
 def _unlabelled(rows: Rows, given: str | None) -> Match:

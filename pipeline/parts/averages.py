@@ -158,7 +158,7 @@ class polyak(Average):
     """
 
     def __init__(
-        self, model: nn.Module, total: int | None = None, *, power: float = 0.0, recompute: bool = False
+        self, model: nn.Module, total: int | None = None, *, power: float = 0.0, recompute: bool = True
     ) -> None:
         super().__init__(model)
         self.power, self.recompute = power, recompute
