@@ -696,18 +696,45 @@ def test_ids_with_prefixes_that_come_back_are_said_to_look_like_groups(project):
     )
 
 
-def test_folds_are_fewer_where_a_class_or_the_groups_are_few(project):
+def test_folds_are_fewer_where_the_groups_or_rows_of_one_of_two_classes_are(project):
     folder = drawn.write("plain", project.root / "data")
     rows = pd.read_csv(folder / "train.csv", dtype=str)
     rows["patient"] = [f"p{row // 8}" for row in range(len(rows))]
     rows.to_csv(folder / "train.csv", index=False)
-    assert new(project, "plain").code == 0
-    assert settings.compose({"competition": "plain"}).folds.count == 3
-    rows.drop(columns="patient").assign(label=["owl", "owl", *["cat", "dog"] * 11]).to_csv(
-        folder / "train.csv", index=False
-    )
-    assert new(project, "plain", "overwrite=true").code == 0
-    assert settings.compose({"competition": "plain"}).folds.count == 2
+    assert inferred_from(project, "plain").folds.count == 3
+    two = rows.drop(columns="patient").assign(label=["owl"] * 2 + ["cat"] * 22)
+    two.to_csv(folder / "train.csv", index=False)
+    assert inferred_from(project, "plain", "overwrite=true").folds.count == 2
+
+
+def test_a_rare_class_of_many_takes_no_folds_away(project):
+    folder = drawn.write("plain", project.root / "data")
+    rows = pd.read_csv(folder / "train.csv", dtype=str)
+    rows.assign(label=["owl", *["cat", "dog"] * 11, "cat"]).to_csv(folder / "train.csv", index=False)
+    ended = new(project, "plain")
+    assert "1 classes have fewer rows than there are folds" in " ".join(ended.out.split())
+    assert settings.compose({"competition": "plain"}).folds.count == 5
+
+
+def test_a_sample_that_lists_values_of_a_column_names_the_target(project):
+    folder = drawn.write("plain", project.root / "data")
+    rows = pd.read_csv(folder / "train.csv", dtype=str)
+    whales = [f"w{row % 8}" for row in range(len(rows))]
+    rows.assign(label=["orca", "fin"] * 12, whale=whales).to_csv(folder / "train.csv", index=False)
+    sample = pd.read_csv(folder / "sample_submission.csv", dtype=str)
+    drawn.table(folder / "sample_submission.csv", "id,predictions", ((one, "w1 w5 w2") for one in sample["id"]))
+    config = inferred_from(project, "plain")
+    assert (config.data.target, config.metric, config.task) == (["whale"], "map_at_k(k=3)", "multiclass")
+
+
+def test_labels_of_a_cell_are_no_ranked_answers(project):
+    folder = drawn.write("labels_in_a_cell", project.root / "data")
+    table = pd.read_csv(folder / "train.csv", dtype=str)
+    sample = pd.read_csv(folder / "sample_submission.csv", dtype=str)
+    table.iloc[:, 1] = ["healthy", "rust", "rust scab", "healthy scab"] * 8  # scab never stands alone
+    table.to_csv(folder / "train.csv", index=False)
+    sample.assign(**{sample.columns[1]: "healthy rust scab"}).to_csv(folder / "sample_submission.csv", index=False)
+    assert inferred_from(project, "labels_in_a_cell").task == "multilabel"
 
 
 def test_side_features_repeat_neither_the_id_nor_the_target(project):
@@ -826,7 +853,7 @@ SAMPLED = list(drawn.FORMS)[::2]  # the others take as long, and are read back a
 
 @pytest.mark.parametrize("name", [n if n in SAMPLED else pytest.param(n, marks=pytest.mark.slow) for n in drawn.FORMS])
 def test_a_drawn_folder_becomes_a_submission_without_an_edit(project, name):
-    folder = drawn.write(name, project.root / "data")
+    drawn.write(name, project.root / "data")
     assert new(project, name).code == 0
     ended = project.run("stage=all", *TINY)
     assert ended.code == 0, ended.err
@@ -835,7 +862,7 @@ def test_a_drawn_folder_becomes_a_submission_without_an_edit(project, name):
     allowed = task_for(config, competition).allowed(competition.sample)
     assert len(submission.read(written, competition.sample, allowed, competition.long)) == len(competition.sample)
     if config.data.sample:
-        sample, rows = (pd.read_csv(path, dtype=str) for path in (folder / config.data.sample, written))
+        sample, rows = (pd.read_csv(path, dtype=str) for path in (competition.folder / config.data.sample, written))
         assert list(rows.columns) == list(sample.columns)
         assert rows.iloc[:, 0].equals(sample.iloc[:, 0])
 

@@ -9,6 +9,8 @@ from pipeline.discover.rows import Rows
 from pipeline.discover.values import LABELS, SEPARATORS, tokens
 from pipeline.errors import UserError, nearest, some
 
+SHOWN = 500  # cells of the sample that are read
+
 
 def choose(rows: Rows, draft: Draft) -> tuple[list[str], str]:
     """The target's columns and why they are; none where the user must choose."""
@@ -27,6 +29,9 @@ def choose(rows: Rows, draft: Draft) -> tuple[list[str], str]:
     valued = _valued_by_sample(rows)
     if valued:
         return [valued], f"{rows.sample} has a column for each of its values"
+    listed = _listed_by_sample(rows)
+    if listed:
+        return [listed], f"the cells of {rows.sample} list its values"
     return _by_exclusion(rows, draft)
 
 
@@ -55,6 +60,17 @@ def _valued_by_sample(rows: Rows) -> str:
                     if {fold(value) for value in values} == answers:
                         return name
     return ""
+
+
+def _listed_by_sample(rows: Rows) -> str:
+    """The column whose values stand in the cells of the sample, several in each."""
+    if rows.sample_table is None or len(rows.answers) != 1:
+        return ""
+    cells = [cell.split() for cell in rows.sample_table.iloc[:SHOWN, 1]]
+    asked = {value for cell in cells for value in cell}
+    names = [str(name) for name in rows.table.columns if name != rows.id]
+    several = bool(cells) and min(map(len, cells)) > 1
+    return next((name for name in names if several and asked <= set(column(rows.table, name).distinct)), "")
 
 
 def candidates(rows: Rows) -> list[Column]:

@@ -105,7 +105,7 @@ def _by_labels(rows: Rows, lists: pd.Series) -> Search | None:
         seen = column(rows.table, name)
         known = set(seen.distinct)
         outside = [token for token in asked if token not in known]
-        if name == rows.id or len(outside) == len(asked):
+        if name == rows.id or len(outside) == len(asked) or _lists_labels(known, asked):
             continue
         new = _lone(outside, asked, depth) if outside else _own_label(seen, asked, depth)
         if new:
@@ -114,6 +114,12 @@ def _by_labels(rows: Rows, lists: pd.Series) -> Search | None:
     if len(asked) == 1 and asked[0] in NEW:
         return Search(f"the sample answers {asked[0]}", "labels", asked[0], depth=depth)
     return None
+
+
+def _lists_labels(cells: set[str], asked: list[str]) -> bool:
+    """Whether cells of training hold several labels, as those of the sample do, and all of these."""
+    several = [cell.split() for cell in cells if " " in cell]
+    return bool(several) and set(asked) <= {*cells, *(label for cell in several for label in cell)}
 
 
 def _lone(outside: list[str], asked: list[str], depth: int) -> str:

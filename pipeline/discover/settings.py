@@ -18,7 +18,6 @@ MODELS = "files of configs/model/; the quick recipe takes the first"
 SMALL = 64  # images up to this side stay at their own size, and train from random weights
 USUAL = 224
 FOLDS = 5
-RARE = 0.01  # share of the rows in classes of fewer rows than folds for whose sake there are no fewer folds
 FROM_RANDOM, FROM_PRETRAINED = 1000, 2000  # steps that a small net needs to get anywhere
 STEPS = 20  # an epoch has at least so many where possible
 LEAST_BATCH, MOST_BATCH, LARGE_BATCH = 8, 64, 32
@@ -103,9 +102,8 @@ def _settle_folds(rows: Rows, target: Target, draft: Draft) -> int:
     open_set = target.facts.get("open_set")
     counts = Counter() if open_set else _class_counts(rows, target)
     rare = {name: number for name, number in counts.items() if number < FOLDS}
-    if rare and sum(rare.values()) >= RARE * len(rows.table):
-        several = [number for number in counts.values() if number > 1]
-        count = max(2, min(several, default=2))
+    if rare and len(counts) == 2:  # without either class a fold has no score; of many classes more folds teach more
+        count = max(2, min(rare.values()))
         why = f"class {min(rare, key=lambda name: rare[name])} has only {min(rare.values())} rows"
     elif rare:
         draft.notes.append(f"{len(rare)} classes have fewer rows than there are folds")
