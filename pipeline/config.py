@@ -66,6 +66,10 @@ class Data:
         "train.csv", "table of the training rows, in data.folder; empty: a folder for each class in data.train_images",
         scope="run",
     )  # fmt: skip
+    named: str = option(
+        "", "how the training images are called, where no table but the names tell the class: {label}_{number}; empty: "
+        "folders do", scope="run",
+    )  # fmt: skip
     test_csv: str = option("", "table of the test rows; empty: the rows of the sample submission", scope="run")
     sample: str = option("sample_submission.csv", "sample submission, in data.folder; empty: ids and target columns")
     train_images: str = option("train_images", "folder (or zip) of the training images, in data.folder", scope="run")

@@ -7,7 +7,7 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, some
 
 IMAGE_SUFFIXES = {
     ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"
@@ -28,6 +28,23 @@ def is_image(file: str) -> bool:
 def without_suffix(name: str) -> str:
     """A name without the suffix of an image; others stay, since a dot may be part of an id."""
     return name.rpartition(".")[0] if is_image(name) else name
+
+
+def labels(files: Sequence[str], pattern: str) -> list[str]:
+    """The class that each file's name tells: pattern ``{label}_{number}`` of the names without folder and suffix.
+
+    The number is any digits. UserError for a pattern that is none, and for names that do not fit.
+    """
+    parts = re.split(r"(\{label\}|\{number\})", pattern)
+    if parts.count("{label}") != 1 or parts.count("{number}") != 1:
+        raise UserError(f"data.named={pattern}, but it needs {{label}} and {{number}}, such as {{label}}_{{number}}")
+    fields = {"{label}": "(.+?)", "{number}": r"\d+"}
+    form = re.compile("".join(fields.get(part) or re.escape(part) for part in parts))
+    found = [form.fullmatch(without_suffix(file.rpartition("/")[2])) for file in files]
+    odd = [file for file, fits in zip(files, found, strict=True) if fits is None]
+    if odd:
+        raise UserError(f"data.named={pattern}: {len(odd)} of {len(files)} names do not fit: {some(odd)}; correct it")
+    return [fits[1] for fits in found if fits]
 
 
 def checked(patterns: Sequence[str]) -> list[str]:

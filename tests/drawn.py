@@ -113,6 +113,16 @@ def class_folders(root: Path) -> Path:
     return root
 
 
+def named_files(root: Path) -> Path:
+    """No table of training rows: the names of the files tell the class, as at Dogs vs. Cats; a chance is asked for."""
+    for row in range(24):
+        save(root / "train" / f"{NAMES[row % 2]}.{row // 2}.jpg", picture(row % 2, row))
+    for row in range(1, 7):
+        save(root / "test1" / f"{row}.jpg", picture(row % 2, row))
+    table(root / "sampleSubmission.csv", "id,label", ((row, 0.5) for row in range(1, 7)))
+    return root
+
+
 def zipped(root: Path) -> Path:
     """Images in zips that were not unpacked, and train.csv in one too."""
     root.mkdir(parents=True, exist_ok=True)
@@ -610,7 +620,7 @@ FORMS: dict[str, Callable[[Path], Path]] = {
     for form in (
         plain, suffixes, nested, wrong_suffixes, class_folders, zipped, one_hot, class_columns, votes, labels_in_a_cell,
         labels_in_columns, number, grades, chance, ranks, places_of_classes, channels, arrays, no_sample, kinds,
-        row_a_label, row_a_number,
+        row_a_label, row_a_number, named_files,
     )
 }  # fmt: skip
 

@@ -389,3 +389,21 @@ def test_a_maker_that_is_killed_leaves_no_folder(whales: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         load(config)
     assert not (root / "data/digits").exists()
+
+
+# --- classes in the names of files --------------------------------------------------------------------------------
+
+
+def test_the_names_of_files_may_tell_the_class(whales: Path) -> None:
+    for row, path in enumerate(sorted((whales / "train_images").iterdir())):
+        path.rename(path.with_name(f"{'great_white' if row % 2 else 'orca'}_{row}.png"))
+    found = load(small_competition.config(data__train_csv="", data__named="{label}_{number}"))
+    assert found.train["id"].tolist() == [f"great_white_{row}.png" for row in (1, 11, 3, 5, 7, 9)] + [
+        f"orca_{row}.png" for row in (0, 10, 2, 4, 6, 8)
+    ]
+    assert found.targets["label"].tolist() == ["great_white"] * 6 + ["orca"] * 6
+
+
+def test_names_that_tell_no_class_are_named(whales: Path) -> None:
+    fails("12 of 12 names do not fit: 000a.png", data__train_csv="", data__named="{label}_{number}")
+    fails("it needs {label} and {number}", data__train_csv="", data__named="{label}_*")

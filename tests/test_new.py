@@ -114,6 +114,10 @@ EXPECTED = {
     "arrays": {"task": "binary", "metric": "roc_auc()", "data.target": ["signal"], "data.features": ["size"]},
     "kinds": {"task": "multiclass", "data.channels": 1, "data.target": ["damaged"]},
     "no_sample": {"task": "multiclass", "data.sample": "", "data.target": ["animal"], "data.group": "scene"},
+    "named_files": {
+        "task": "binary", "metric": "roc_auc()", "data.train_csv": "", "data.named": "{label}.{number}",
+        "data.train_images": "train", "data.target": ["label"],
+    },
     "row_a_label": {
         "task": "multilabel", "metric": "roc_auc()", "data.long": "{id}_{column}", "data.id": "ID",
         "data.target": ["bleed", "in_ventricle", "any"],
@@ -1084,7 +1088,9 @@ def test_folders_of_classes_beside_the_test_folder_are_explained(project):
 
 def test_classes_in_the_names_of_files_are_explained(project):
     for row in range(24):
-        drawn.save(project.root / f"data/named/train/{drawn.NAMES[row % 2]}.{row}.jpg", drawn.picture(row % 3, row))
+        drawn.save(
+            project.root / f"data/named/train/{drawn.NAMES[row % 2]}.{row}.left.jpg", drawn.picture(row % 3, row)
+        )
     assert "if the files' names tell the class (cat, dog)" in refused(project, "named")
 
 

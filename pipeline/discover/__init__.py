@@ -69,7 +69,8 @@ def discover(folder: Path, given: dict[str, Any], command: str) -> Discovery:
     settle_metric(rows, target, search, draft)
     _settle_symmetry(target, draft)
     if target.columns:
-        draft.set("data.target", target.columns, f"of {rows.train}" if rows.train else "the folder's name")
+        names = "the file's name" if draft.value("data.named") else "the folder's name"
+        draft.set("data.target", target.columns, f"of {rows.train}" if rows.train else names)
     settle_images(rows, looks, draft, boxes=told is None)
     answer = settle_answers(rows, target, search, draft)
     settle_sides(rows, target, search, draft)

@@ -22,7 +22,8 @@ def choose(rows: Rows, draft: Draft) -> tuple[list[str], str]:
                 raise UserError(f"data.target={name}, but {rows.train} has {some(there, 20)}{nearest(name, there)}")
         return list(given), ""
     if rows.by_folder:
-        return [name for name in rows.table.columns if name != rows.id], "the folder that an image lies in"
+        why = "the image's name tells it" if draft.value("data.named") else "the folder that an image lies in"
+        return [name for name in rows.table.columns if name != rows.id], why
     named = _named_by_sample(rows)
     if named:
         return named, f"{rows.sample} asks for {'it' if len(named) == 1 else 'them'}"

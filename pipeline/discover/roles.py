@@ -13,13 +13,14 @@ from pipeline.discover.draft import Draft
 from pipeline.discover.folder import Folder, listed
 from pipeline.discover.matching import Files, column_share, hint, leaving, match, nothing_fits
 from pipeline.errors import UserError, some
-from pipeline.patterns import COVERED
+from pipeline.patterns import COVERED, labels
 from pipeline.queries import QUERIES
 
 SAMPLES = {"submission", "submissions", "submit", "sub", "samplesubmission"}
 LABELS = {"label", "labels", "target", "targets", "annotation", "annotations", "class", "classes"}
 NAMES = {"id", "image", "img", "file", "filename", "filepath", "path", "name", "picture", "photo", "fname"}
 LABELLESS = {"test", "train", "img", "image", "pic", "file", "frame"}
+NAME_MARKS = (".", "_", "-", " ", "")  # between a class and a number in a file's name
 FEW = 0.05  # a column that names fewer images than this share of its cells holds no ids
 
 
@@ -57,7 +58,7 @@ def find_train(folder: Folder, files: Files, sample: str, draft: Draft) -> str:
     ranked.sort(reverse=True)
     if ranked and ranked[0][1] > FEW:
         return str(ranked[0][3])
-    if class_folders(files):
+    if class_folders(files) or (not ranked and named_classes(files, draft)):
         return ""
     if not ranked:
         raise _no_table(folder, files)
@@ -184,4 +185,21 @@ def class_folders(files: Files) -> str | None:
         deep = len(classes) > 1 and all("/" in name for name in inside)
         if deep and (place in named or {hint(name, "train") for name in classes} == {0}):
             return place or "."
+    return None
+
+
+def named_classes(files: Files, draft: Draft) -> tuple[str, str] | None:
+    """The folder of training images whose names tell their class, ``cat.12.jpg``, and data.named; None if none is."""
+    folders = [name for name in files.folders("train") if hint(name, "train") >= 0]
+    given = draft.given.get("data.named")
+    for place in [draft.given["data.train_images"]] if "data.train_images" in draft.given else [*folders, ""]:
+        inside = files.inside(place)
+        for pattern in [given] if given else [f"{{label}}{mark}{{number}}" for mark in NAME_MARKS]:
+            try:
+                counts = Counter(labels(inside, pattern))
+            except UserError:
+                continue
+            spoken = not any(set(words(label)) & LABELLESS for label in counts)
+            if given or (len(counts) > 1 and min(counts.values()) > 1 and spoken):
+                return place, pattern
     return None

@@ -23,10 +23,20 @@ from pipeline.discover.matching import (
     missing,
     nothing_fits,
 )
-from pipeline.discover.roles import FEW, SAMPLES, class_folders, find_id, find_image, find_sample, find_train, said
+from pipeline.discover.roles import (
+    FEW,
+    SAMPLES,
+    class_folders,
+    find_id,
+    find_image,
+    find_sample,
+    find_train,
+    named_classes,
+    said,
+)
 from pipeline.errors import UserError, some
 from pipeline.files import resolve
-from pipeline.patterns import COVERED
+from pipeline.patterns import COVERED, labels
 from pipeline.queries import QUERIES
 
 
@@ -251,15 +261,19 @@ def _unlabelled(rows: Rows, given: str | None) -> Match:
 
 
 def _by_folder(folder: Folder, files: Files, draft: Draft) -> Rows:
-    place = draft.given.get("data.train_images", class_folders(files))
+    named = None if class_folders(files) else named_classes(files, draft)
+    place = named[0] if named else draft.given.get("data.train_images", class_folders(files))
     if place is None:
         raise UserError(f"{shown(folder.path)} has no folder for each class, and data.train_csv is empty")
     inside = files.inside(place)
     target = next(iter(draft.given.get("data.target", [])), "label")
     id_ = draft.given.get("data.id", "id")
-    table = pd.DataFrame({id_: inside, target: [name.partition("/")[0] for name in inside]}, dtype=str)
+    classes = labels(inside, named[1]) if named else [name.partition("/")[0] for name in inside]
+    table = pd.DataFrame({id_: inside, target: classes}, dtype=str)
     prefix = "" if place == "." else place + "/"
     found = Match(place, [], [prefix + name for name in inside])
+    if named:
+        draft.set("data.named", named[1], f"the names tell the class: {inside[0]} is {classes[0]}")
     return Rows(folder, files, table, id_, "", matched=found, by_folder=True)
 
 
@@ -280,6 +294,8 @@ def _settle(rows: Rows, draft: Draft) -> None:
     train, tests = len(rows.table), len(rows.tested.files)
     if rows.by_folder:
         what = "folder in {} is a class" if rows.table.shape[1] > 1 else "image in {} is a row"
+        if draft.value("data.named"):
+            what = "file of {} names its class"
         draft.set("data.train_csv", "", f"no table: each {what.format(rows.matched.folder)}")
     else:
         draft.set("data.train_csv", rows.train, f"{train} rows, and the columns {some(rows.table.columns, 8)}")
