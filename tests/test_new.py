@@ -1091,7 +1091,11 @@ def test_classes_in_the_names_of_files_are_explained(project):
         drawn.save(
             project.root / f"data/named/train/{drawn.NAMES[row % 2]}.{row}.left.jpg", drawn.picture(row % 3, row)
         )
-    assert "if the files' names tell the class (cat, dog)" in refused(project, "named")
+    assert "if the files' names tell the class (cat, dog), give data.named={label}_{number}" in refused(
+        project, "named"
+    )
+    assert "data.named=abc, but it needs {label} and {number}" in refused(project, "named", "data.named=abc")
+    assert new(project, "named", "data.named={label}.{number}.left", "data.test_images=").code == 0
 
 
 def test_folders_of_masks_are_segmentation_and_no_classes(project):

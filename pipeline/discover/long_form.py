@@ -26,6 +26,8 @@ def turned(folder: Folder, draft: Draft) -> Folder:
     sample = folder.tables.get(name)
     if sample is None or sample.shape[1] != 2 or draft.given.get("data.long") == "":
         return folder
+    if files.share(sample.iloc[:, 0].tolist()) > FEW:  # ids are images, as mostly
+        return folder
     found = next((long for long in _forms(sample, files, draft) if _fits(long, folder, name, files)), None)
     if found is None:
         return folder
@@ -73,7 +75,7 @@ def _fits(long: Long, folder: Folder, sample: str, files: Files) -> bool:
     others = [table for name, table in folder.tables.items() if name != sample and not said(name) & SAMPLES]
     known = any(set(long.columns) <= set(table.columns) or _cells(long, table) for table in others)
     id_ = str(long.asked.columns[0])
-    if not known or files.share(long.asked[id_].tolist()) > FEW:
+    if not known:
         return False
     if files.share(long.sample()[id_].tolist()) >= COVERED:
         return True

@@ -84,7 +84,10 @@ def _no_table(folder: Folder, files: Files) -> UserError:
         classes = [name for name in places if hint(name, "test") == 0]
         move = f"if the folders {some(classes)} are the classes, move them into a folder train/"
     elif len(spoken) > 1 and len(heads) * 2 < len(files.images):
-        move = f"if the files' names tell the class ({some(spoken)}), write a train.csv with a column id and one label"
+        move = (
+            f"if the files' names tell the class ({some(spoken)}), give data.named={{label}}_{{number}} or the like, "
+            "or write a train.csv with a column id and one label"
+        )
     else:
         rest = [f"{count} {suffix}" for suffix, count in folder.others.most_common() if suffix not in ("", ".csv")]
         read = f" ({some(rest)} are not read)" if rest else ""
@@ -192,6 +195,8 @@ def named_classes(files: Files, draft: Draft) -> tuple[str, str] | None:
     """The folder of training images whose names tell their class, ``cat.12.jpg``, and data.named; None if none is."""
     folders = [name for name in files.folders("train") if hint(name, "train") >= 0]
     given = draft.given.get("data.named")
+    if given:
+        labels([], given)  # a pattern that is none ends here
     for place in [draft.given["data.train_images"]] if "data.train_images" in draft.given else [*folders, ""]:
         inside = files.inside(place)
         for pattern in [given] if given else [f"{{label}}{mark}{{number}}" for mark in NAME_MARKS]:
