@@ -25,7 +25,7 @@ from pipeline.errors import UserError, nearest, some
 from pipeline.longform import Long
 from pipeline.mask_truth import Told
 from pipeline.masks import HeaderSizes
-from pipeline.patterns import is_image, labels
+from pipeline.patterns import classes_of, is_image
 from pipeline.tables import check_ids, read_table
 
 
@@ -278,7 +278,7 @@ def _class_folders(folder: Path, data: Data) -> pd.DataFrame:
     """One row a file of data.train_images: its id is the path, its class the first folder on the way, or data.named."""
     if data.named:
         found = _images_of(folder, data.train_images)
-        return pd.DataFrame({data.id: found, data.target[0]: labels(found, data.named)}, dtype=str)
+        return pd.DataFrame({data.id: found, data.target[0]: classes_of(found, data.named)}, dtype=str)
     tests = os.path.relpath(data.test_images or ".", data.train_images or ".") + "/"  # they may lie beside the classes
     found = [file for file in _images_of(folder, data.train_images) if "/" in file and not file.startswith(tests)]
     if not found:

@@ -30,7 +30,7 @@ def without_suffix(name: str) -> str:
     return name.rpartition(".")[0] if is_image(name) else name
 
 
-def labels(files: Sequence[str], pattern: str) -> list[str]:
+def classes_of(files: Sequence[str], pattern: str) -> list[str]:
     """The class that each file's name tells: pattern ``{label}_{number}`` of the names without folder and suffix.
 
     The number is any digits. UserError for a pattern that is none, and for names that do not fit.

@@ -15,7 +15,7 @@ from pipeline.artefacts import shown
 from pipeline.config import Config, root
 from pipeline.errors import UserError, nearest, some
 from pipeline.longform import Long
-from pipeline.tables import duplicates, read_table
+from pipeline.tables import check_ids, duplicates, read_table
 from pipeline.tasks.answers import Cells
 
 SUM_TOLERANCE = 1e-3  # rows of probabilities, as rounded in a csv
@@ -51,7 +51,9 @@ def made(config: Config) -> list[Path]:
 def read(path: Path, sample: pd.DataFrame, allowed: Mapping[str, Cells], long: Long | None = None) -> pd.DataFrame:
     """A submission's cells as text, one row an image, checked with ``validate``."""
     frame = read_table(path)
-    frame = long.wide(frame, str(frame.columns[0]), shown(path)) if long else frame
+    if long:
+        check_ids(frame.iloc[:, 0], shown(path))  # rows twice would count once below, and are refused by Kaggle
+        frame = long.wide(frame, str(frame.columns[0]), shown(path))
     validate(frame, sample, shown(path), allowed)
     return frame
 

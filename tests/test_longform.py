@@ -157,6 +157,14 @@ def test_a_submission_that_lacks_a_row_is_refused(project, labels):
     assert "column any is no number in 0…1 for ids ID_15729x" in ended.err
 
 
+def test_a_submission_with_a_row_twice_is_refused(project, labels):
+    path = submitted(project, labels)
+    path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
+    ended = project.run("stage=score", f"submission={path}", "solution=data/row_a_label/solution.csv")
+    assert ended.code == 2
+    assert "duplicate ids: ID_15729x_any" in ended.err
+
+
 def test_a_sample_with_other_columns_is_refused(project, labels):
     ended = project.run("stage=split", "data.long={id}-{column}")
     assert ended.code == 2

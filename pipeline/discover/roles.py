@@ -13,7 +13,7 @@ from pipeline.discover.draft import Draft
 from pipeline.discover.folder import Folder, listed
 from pipeline.discover.matching import Files, column_share, hint, leaving, match, nothing_fits
 from pipeline.errors import UserError, some
-from pipeline.patterns import COVERED, labels
+from pipeline.patterns import COVERED, classes_of
 from pipeline.queries import QUERIES
 
 SAMPLES = {"submission", "submissions", "submit", "sub", "samplesubmission"}
@@ -196,12 +196,12 @@ def named_classes(files: Files, draft: Draft) -> tuple[str, str] | None:
     folders = [name for name in files.folders("train") if hint(name, "train") >= 0]
     given = draft.given.get("data.named")
     if given:
-        labels([], given)  # a pattern that is none ends here
+        classes_of([], given)  # a pattern that is none ends here
     for place in [draft.given["data.train_images"]] if "data.train_images" in draft.given else [*folders, ""]:
         inside = files.inside(place)
         for pattern in [given] if given else [f"{{label}}{mark}{{number}}" for mark in NAME_MARKS]:
             try:
-                counts = Counter(labels(inside, pattern))
+                counts = Counter(classes_of(inside, pattern))
             except UserError:
                 continue
             spoken = not any(set(words(label)) & LABELLESS for label in counts)

@@ -36,7 +36,7 @@ from pipeline.discover.roles import (
 )
 from pipeline.errors import UserError, some
 from pipeline.files import resolve
-from pipeline.patterns import COVERED, labels
+from pipeline.patterns import COVERED, classes_of
 from pipeline.queries import QUERIES
 
 
@@ -268,7 +268,7 @@ def _by_folder(folder: Folder, files: Files, draft: Draft) -> Rows:
     inside = files.inside(place)
     target = next(iter(draft.given.get("data.target", [])), "label")
     id_ = draft.given.get("data.id", "id")
-    classes = labels(inside, named[1]) if named else [name.partition("/")[0] for name in inside]
+    classes = classes_of(inside, named[1]) if named else [name.partition("/")[0] for name in inside]
     table = pd.DataFrame({id_: inside, target: classes}, dtype=str)
     prefix = "" if place == "." else place + "/"
     found = Match(place, [], [prefix + name for name in inside])
