@@ -47,6 +47,7 @@ BASE = (
 )  # fmt: skip
 TEACHER = "consistency=mean_teacher(ratio=3.0,weight=30.0,decay=0.97)"
 MATCH = "consistency=fixmatch(ratio=3.0,threshold=0.85)"
+GENTLE = "optim=adam() schedule=cosine(warmup=0.05) lr=1e-3"  # which leaves more of pretrained weights as they were
 PRETRAINED = "weights=runs/{competition}/images/weights.safetensors"
 PRELOAD = ["pandas", "albumentations", "pipeline.parts.optims", "pipeline.training"]  # once, for all trainings
 
@@ -76,6 +77,7 @@ def labelled(name: str, teacher: str, after: str) -> Method:
 
 METHODS = [
     trained("labels alone", "supervised"),
+    trained("labels alone, Adam 1e-3", "gentle", GENTLE),
     labelled("pseudo-labels, round 1", "supervised", "labels alone"),
     labelled("pseudo-labels, round 2", "supervised-r1", "pseudo-labels, round 1"),
     labelled("pseudo-labels, round 3", "supervised-r1-r1", "pseudo-labels, round 2"),
@@ -89,6 +91,7 @@ METHODS = [
         ),
         ("images", "pretrained"),
     ),
+    trained("pretraining, Adam 1e-3", "gently", GENTLE, PRETRAINED, after="pretraining"),
     trained("pretraining and FixMatch", "both", MATCH, PRETRAINED, after="pretraining"),
     labelled("all: that and a round of pseudo-labels", "both", "pretraining and FixMatch"),
 ]  # fmt: skip

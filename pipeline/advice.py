@@ -23,8 +23,6 @@ Rows = Sequence[Mapping[str, float]]
 
 EARLY, LATE = 0.1, 0.75  # the best epoch in the first tenth, or in the last quarter (the playbook's rule)
 CLEAR = 3.0  # deviations of the noise between epochs that a change of the score must exceed
-SMALL_SIDE = 64  # images of at most this side want a stem that does not shrink them
-LARGE_STEMS = ("resnet", "resnext", "wide_resnet", "seresnet", "efficientnet", "tf_efficientnet")
 
 
 @dataclass(frozen=True)
@@ -252,15 +250,13 @@ def _smooth_peak(scores: Sequence[float], best: int) -> float:
 
 def small_images(config: Config) -> str:
     """A line that points to model=small_image where a net made for large images learns small ones from scratch."""
-    name, _ = backbone_names.split(config.backbone)
-    own_stem = registry.parse(config.stem).name == "own"
-    if config.pretrained or config.weights or config.image_size > SMALL_SIDE or not own_stem:
-        return ""
-    if not name.startswith(LARGE_STEMS):
+    from_scratch = not (config.pretrained or config.weights)
+    if not backbone_names.is_coarse_from_scratch(config.backbone, config.stem, config.image_size, from_scratch):
         return ""
     return (
-        f"{name} shrinks {config.image_size} px at once and starts from nothing; model=small_image is made for images "
-        f"of at most {SMALL_SIDE} px (for a timm ResNet: stem=small())"
+        f"{backbone_names.split(config.backbone)[0]} shrinks {config.image_size} px at once and starts from nothing; "
+        f"model=small_image is made for images of at most {backbone_names.SMALL_SIDE} px (for a timm ResNet: "
+        "stem=small())"
     )
 
 
@@ -295,7 +291,7 @@ class Pictures:
         """Why they are unlike the photographs that backbones were pretrained on; empty if nothing says so."""
         found = [f"{self.channels} channels"] if self.channels not in (1, 3) else []
         found += ["grey"] if self.channels == 1 or self.coloured < GREY_SHARE else []
-        found += [f"{self.side:.0f} px"] if self.side < SMALL_SIDE else []
+        found += [f"{self.side:.0f} px"] if self.side < backbone_names.SMALL_SIDE else []
         usual = list(zip(self.mean, self.std, *PHOTOGRAPHS, strict=False)) if len(self.mean) == 3 else []
         if any(abs(mean - theirs) > spread for mean, _, theirs, spread in usual):
             found.append("darker or brighter")

@@ -10,6 +10,8 @@ from pathlib import Path
 from pipeline import genotypes, registry
 from pipeline.errors import UserError, nearest
 
+SMALL_SIDE = 64  # images of at most this side want a stem that does not shrink them
+
 
 @functools.cache
 def timm_names() -> frozenset[str]:
@@ -34,7 +36,7 @@ def split(text: str) -> tuple[str, dict[str, object]]:
 def is_coarse_from_scratch(text: str, stem: str, image_size: int, random: bool) -> bool:
     """Whether a net made for large images would start from random weights on small ones: the wrong tool there."""
     own = split(text)[0] in registry.parts("backbones")
-    return random and image_size <= 64 and not own and registry.parse(stem).name == "own"
+    return random and image_size <= SMALL_SIDE and not own and registry.parse(stem).name == "own"
 
 
 def check(text: str) -> None:

@@ -23,7 +23,8 @@ class Course:
     def __init__(self, config: Config, network: Any, total: int) -> None:
         self.total = total
         self.schedule = registry.build("schedules", config.schedule)
-        self.follows = bool(registry.facts("schedules", config.schedule).get("own_fold"))
+        facts = registry.facts("schedules", config.schedule)
+        self.follows, self.counts = bool(facts.get("own_fold")), (config.epochs,) if facts.get("epochs") else ()
         self.direction = evaluate.direction(config.metric)
         tuning, call = registry.bind("finetunes", config.finetune)
         thaws = tuning.load().facts.get("thaws")
@@ -41,7 +42,7 @@ class Course:
 
     def factor(self, step: int, history: Rows) -> float:
         """The factor on the learning rates at an optimizer step, behind these epochs."""
-        followed = (_scores(history), self.direction) if self.follows else ()
+        followed = (_scores(history), self.direction) if self.follows else self.counts
         return float(self.schedule(min(step, self.total - 1), self.total, *followed))
 
 

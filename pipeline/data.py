@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from pipeline import ranks, registry
-from pipeline.config import Config, consistent
+from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.hardware import physical_cores
 from pipeline.images import Images
 from pipeline.parts import augments
+from pipeline.rules import consistent
 
 SIZE, POOL = 1, 3  # tell the draws of a batch's size and of a pool's order from the other draws of a step
 CPU = torch.device("cpu")

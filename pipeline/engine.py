@@ -26,7 +26,7 @@ from torch import nn
 from pipeline import budget, console, objective, ranks, registry
 from pipeline.artefacts import shown
 from pipeline.checkpoint import Progress, State, averaged, epoch_weights, predicting
-from pipeline.config import Config, Train, averaging
+from pipeline.config import Config, Train
 from pipeline.course import Course
 from pipeline.data import Loader, draw
 from pipeline.errors import Diverged, OutOfTime
@@ -34,6 +34,7 @@ from pipeline.hardware import Hardware
 from pipeline.journal import Journal
 from pipeline.learner import Learning
 from pipeline.parts import schedules
+from pipeline.rules import averaging
 
 STATISTICS_BATCHES = 64  # from so many batches BatchNorm's statistics are recomputed, where an average asks for it
 CHECK_STEPS = 50  # steps between two looks at the loss for NaN; a look waits for the device

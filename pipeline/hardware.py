@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import backbone_names, registry
-from pipeline.config import Config, unbatched
+from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.rules import unbatched
 
 SMALL_SIDE = 96  # below this side, casting to bf16 costs a CPU more in training than the products gain
 FINE_SIDE = 16  # the same for nets that do not shrink the image at once, and so have large maps even of small images

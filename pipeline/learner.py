@@ -19,7 +19,7 @@ from pipeline.data import Batch
 from pipeline.forms import CLASSES, LEVELS, UNKNOWN, VOID, Form
 from pipeline.network import Network
 from pipeline.parts.consistencies import uncounted
-from pipeline.parts.losses import DISTILLATIONS, CosineDistillation
+from pipeline.parts.losses import DISTILLATIONS, CosineDistillation, warn_of_sizes
 from pipeline.segmenters import Answers
 
 
@@ -59,6 +59,7 @@ class Learner(Learning):
         self.loss, self.share = registry.build("losses", config.loss), config.loss_weight
         self.pairs, weights = pair_losses(network, config)
         self.register_buffer("pair_weights", torch.tensor(weights), persistent=False)  # made in a step, it would wait
+        self.given = (config.loss, *config.pairs) if config.pair_weights else ()  # else the parts' own weights hold
         self.mix = registry.build("mixes", config.mix) if mixes(config) else None
         self.auxiliary = None
         if auxiliary(config):
@@ -90,7 +91,7 @@ class Learner(Learning):
             vectors = self.network.vectors(images)
             lengths = self.network.head.lengths(vectors) if self.measures else None
             rows = self.share * self._answers(self.network.answers(vectors), batch, lengths)
-            rows = rows + self._compared(vectors, batch) if self.pairs else rows
+            rows = self._with_pairs(rows, vectors, batch) if self.pairs else rows
             rows = self._related(rows, vectors, batch) if related else rows
         elif self.auxiliary is None:
             outputs, others = parted(self.network.outputs(images), pool, batch)
@@ -110,8 +111,16 @@ class Learner(Learning):
             return None
         return sized(self.network.prepare(batch.pool), batch.size)
 
+    def _with_pairs(self, rows: torch.Tensor, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The losses of B rows and, by their weights, those of pairs; warns where a given weight is far off."""
+        each = self._compared(vectors, batch) * self.pair_weights[:, None]
+        if self.given:
+            terms = [rows, *each] if self.share else list(each)
+            warn_of_sizes(self.given[-len(terms) :], self.pair_weights.tolist(), terms, "pair_weights")
+        return rows + each.sum(dim=0)
+
     def _compared(self, vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Vectors (V·B, F) → the losses of B rows by the other rows of their batch, each loss by its weight."""
+        """Vectors (V·B, F) → (P, B), the losses of B rows by the other rows of their batch."""
         points, labels = self.network.compared(vectors), batch.targets
         labels = labels.argmax(dim=1) if labels.is_floating_point() else labels
         views = len(points) // len(labels)
@@ -120,8 +129,7 @@ class Learner(Learning):
             each = torch.stack([loss(points, labels) for loss in self.pairs])
         else:
             each = self._compared_known(points, labels)
-        each = each.view(len(each), views, -1).mean(dim=1)
-        return (each * self.pair_weights[:, None]).sum(dim=0)
+        return each.view(len(each), views, -1).mean(dim=1)
 
     def _compared_known(self, points: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """(P, V·B) the losses of pairs among the rows whose class is known; 0 of the others, which are no negatives."""

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import files, masks
+from pipeline import files, mask_tables, masks
 from pipeline.artefacts import atomic
 from pipeline.config import Data, Mask, root
 from pipeline.console import progress
 from pipeline.errors import UserError, some
-from pipeline.masks import MaskFiles, MaskTable, PixelForm, RleForm, Sizes
+from pipeline.mask_tables import MaskTable, RleForm
+from pipeline.masks import MaskFiles, PixelForm, Sizes
 from pipeline.patterns import checked, without_suffix
 
 GROUND = "ground"  # the name of class 0 where texts tell the others
@@ -87,7 +88,7 @@ class Told:
     def ids(self, frame: pd.DataFrame) -> list[str]:
         """The images that a sample, submission or solution speaks of, each once, in its order."""
         if self.answer.joined:
-            return masks.image_ids(frame, replace(self.answer, id=str(frame.columns[0])), "the csv")
+            return mask_tables.image_ids(frame, replace(self.answer, id=str(frame.columns[0])), "the csv")
         return frame.iloc[:, 0].astype(str).unique().tolist()
 
     def read(self, frame: pd.DataFrame, name: str) -> Truth:
@@ -98,7 +99,7 @@ class Told:
             raise UserError(f"{name} speaks of {len(strange)} images that are no test images: {some(strange)}")
         text = self.answer.rle if self.answer.rle in frame.columns else str(frame.columns[-1])
         form = replace(self.answer, id=str(frame.columns[0]), rle=text)
-        table = masks.mask_table(frame, form, ids, [self.sizes[self.test[one]] for one in ids], name)
+        table = mask_tables.mask_table(frame, form, ids, [self.sizes[self.test[one]] for one in ids], name)
         return Truth(table, np.arange(len(ids)), self.form)
 
 
@@ -167,7 +168,7 @@ def columns(mask: Mask, form: str) -> list[str]:
 def image_rows(data: Data, mask: Mask, table: pd.DataFrame) -> pd.DataFrame:
     """One row an image of a table that may have several: the first, its id without the class."""
     form = rle_form(data, mask)
-    ids, _ = masks.told_by(table, form, data.train_csv)
+    ids, _ = mask_tables.told_by(table, form, data.train_csv)
     firsts = table.assign(**{data.id: ids}).drop_duplicates(data.id, ignore_index=True)
     return firsts.drop(columns=mask.rle)
 
@@ -188,7 +189,7 @@ def answer_ids(mask: Mask, sample: pd.DataFrame) -> list[str]:
     """The images that a sample submission asks for, each once."""
     form = answer_form(mask, sample)
     if form.joined:
-        return masks.image_ids(sample, form, "the sample submission")
+        return mask_tables.image_ids(sample, form, "the sample submission")
     return sample.iloc[:, 0].astype(str).unique().tolist()
 
 
@@ -197,7 +198,7 @@ def open_truth(
 ) -> MaskTable | MaskFiles:
     """The masks of these images. table: the training csv, untouched."""
     if mask.rle:
-        return masks.mask_table(table, rle_form(data, mask), ids, sizes, data.train_csv)
+        return mask_tables.mask_table(table, rle_form(data, mask), ids, sizes, data.train_csv)
     return MaskFiles(folder, mask_files(folder, mask, ids), pixel_form(mask), sizes)
 
 

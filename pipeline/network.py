@@ -502,7 +502,7 @@ def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module
         raise UserError(
             f"the pretrained weights of {name} cannot be had ({type(fault).__name__}: {str(fault).splitlines()[0]}); "
             "without a network give a local file, weights=FILE.safetensors, or start from random weights, "
-            "pretrained=false"
+            "pretrained=false, on images of at most 64 px with model=small_image"
         ) from fault
 
 

@@ -19,6 +19,7 @@ from pipeline.parts import views
 from pipeline.runs import Run, write_yaml
 
 SHARE = 0.95  # of the seconds is planned with; averages, checkpoints and a slower hour take the rest
+MEASURING, LONGEST = 0.02, 20.0  # share of the seconds, beside them, and s: ten steps do not tell a shared machine
 SAMPLE = 512  # rows of the fold on which a validation is timed, once it is warm
 
 
@@ -61,11 +62,17 @@ def fitting(seconds: float, speed: Speed) -> dict[str, int]:
 
 
 def measured(run: Run) -> Speed:
-    """A few real training steps and a part of a validation, on a fresh member of fold 0 that is then thrown away."""
+    """Real training steps and a part of a validation, on a fresh member of fold 0 that is then thrown away."""
     trial = ranges.Trial(Run(replace(run.config, train__accumulate=1), run.name))
     loader = trial.loader(run.config.batch_size)
-    batch = ranges.measure(trial, loader.batch_size).milliseconds / 1000
-    return Speed(loader.steps, batch, _validation_seconds(run, trial))
+    return Speed(loader.steps, _batch_seconds(run, trial, loader.batch_size), _validation_seconds(run, trial))
+
+
+def _batch_seconds(run: Run, trial: ranges.Trial, size: int) -> float:
+    """Of a training step, over as many as MEASURING and LONGEST allow; the first few say how many these are."""
+    seconds = ranges.measure(trial, size).milliseconds / 1000
+    steps = int(min(MEASURING * run.config.train.seconds, LONGEST) / seconds)
+    return ranges.measure(trial, size, steps).milliseconds / 1000 if steps > ranges.TIMED else seconds
 
 
 def _validation_seconds(run: Run, trial: ranges.Trial) -> float:

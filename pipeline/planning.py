@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipeline import advice, tasks
+from pipeline import backbone_names, tasks
 from pipeline.config import Config, read_named
 
 TRAINING = 0.9  # of the time for trainings and predictions is planned with; epochs vary
@@ -83,7 +83,7 @@ def candidates(config: Config) -> list[Candidate]:
 def small_from_scratch(config: Config) -> bool:
     """Whether images are small and nothing pretrained is at hand, and a mask needs no decoder of its own."""
     nothing = not config.pretrained and not config.weights
-    return nothing and config.image_size <= advice.SMALL_SIDE and not config.decoder
+    return nothing and config.image_size <= backbone_names.SMALL_SIDE and not config.decoder
 
 
 def _round(size: float) -> int:

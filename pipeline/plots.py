@@ -14,6 +14,7 @@ from pipeline.artefacts import atomic
 
 PAGE, TEXT, FAINT, LINE, MARK = "#ffffff", "#1f2328", "#d0d7de", "#2a7de1", "#c2410c"
 EXAMPLE = [round(0.97 - 0.5 * math.exp(-epoch / 4), 2) for epoch in range(40)]  # scores that rise and level out
+EPOCHS = 100  # of the training that a schedule is drawn for, where their number matters
 
 
 def schedule(call: str, path: Path, steps: int = 1000) -> Path:
@@ -25,15 +26,20 @@ def schedule(call: str, path: Path, steps: int = 1000) -> Path:
     from matplotlib.ticker import PercentFormatter
 
     factor = registry.build("schedules", call)
-    figure, axes = _sheet(call, "share of the training", "factor on the learning rate")
-    if registry.facts("schedules", call).get("own_fold"):
+    facts = registry.facts("schedules", call)
+    given = registry.complete_arguments("schedules", call).get("at", ())
+    count = max([EPOCHS, *(math.ceil(1.25 * point) for point in given)])
+    whole = f"{count} epochs" if any(point > 1 for point in given) else "the training"
+    figure, axes = _sheet(call, f"share of {whole}", "factor on the learning rate")
+    if facts.get("own_fold"):
         ended = [step * len(EXAMPLE) // steps for step in range(steps)]
         factors = [factor(step, steps, EXAMPLE[:epochs]) for step, epochs in enumerate(ended)]
         places = [(epoch + 1) / len(EXAMPLE) for epoch in range(len(EXAMPLE))]
         axes.plot(places, EXAMPLE, color=MARK, lw=0, marker=".", label="the scores of an example, an epoch a point")
         axes.legend(loc="lower left", frameon=False, labelcolor=TEXT)
     else:
-        factors = [factor(step, steps) for step in range(steps)]
+        counts = (count,) if facts.get("epochs") else ()
+        factors = [factor(step, steps, *counts) for step in range(steps)]
     axes.plot([step / steps for step in range(steps)], factors, color=LINE, lw=1.8, solid_joinstyle="round")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.05)
@@ -214,6 +220,14 @@ def _short(text: str, beside: Sequence[str], most: int = 18) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def _even(text: str, width: int) -> list[str]:
+    """As few lines as fit into this width, about equally long, so that no word stands alone on the last."""
+    text = " ".join(text.split())
+    count = len(textwrap.wrap(text, width))
+    return next(lines for least in range(len(text) // max(count, 1), width + 1)
+                if len(lines := textwrap.wrap(text, max(least, 1))) <= count)  # fmt: skip
+
+
 def _sheet(
     title: str, across: str, up: str, size: tuple[float, float] = (8, 4)
 ) -> tuple[Any, Any]:  # fmt: skip
@@ -222,9 +236,7 @@ def _sheet(
 
     figure = Figure(figsize=size, facecolor=PAGE, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(
-        "\n".join(textwrap.wrap(title, round(10 * size[0]))), color=TEXT, fontsize=12, loc="left", parse_math=False
-    )
+    axes.set_title("\n".join(_even(title, round(10 * size[0]))), color=TEXT, fontsize=12, loc="left", parse_math=False)
     axes.set_xlabel(across, color=TEXT)
     axes.set_ylabel(up, color=TEXT)
     axes.grid(color=FAINT, lw=0.6)

@@ -14,7 +14,7 @@ import pandas as pd
 from pipeline import artefacts, checkpoint, compiling, hardware, infer, masked, network, ragged, registry, stores
 from pipeline.artefacts import Predictions, atomic, read_json, save_maps, shown
 from pipeline.competition import Competition
-from pipeline.config import Config, has_levels
+from pipeline.config import Config
 from pipeline.console import say, warn
 from pipeline.errors import UserError, some
 from pipeline.folds import learns_from, read_folds
@@ -24,6 +24,7 @@ from pipeline.images import Images
 from pipeline.lists import Shelf
 from pipeline.maps import SUFFIX
 from pipeline.parts import views
+from pipeline.rules import has_levels
 from pipeline.tasks import Task
 
 POINTS = "points.npz"  # beside a packaged member that searches training images: their embeddings

@@ -235,18 +235,18 @@ def sizes(rows: int, kind: str) -> list[int]:
     return found or [rows]
 
 
-def measure(trial: Trial, size: int) -> Speed:
-    """The speed of training steps with batches of this size, once they are warm; loading them is part of it."""
+def measure(trial: Trial, size: int, timed: int = TIMED) -> Speed:
+    """The speed of so many training steps with batches of this size, once they are warm; loading is part of it."""
     with contextlib.closing(walk(trial.loader(size), trial.config.seed)) as batches:
         for _ in range(WARM):
             trial.step(batches)
         _wait(trial.device)
         began = clock()
-        for _ in range(TIMED):
+        for _ in range(timed):
             trial.step(batches)
         _wait(trial.device)
         seconds = max(clock() - began, 1e-9)
-    return Speed(size, TIMED * size / seconds, 1000 * seconds / TIMED)
+    return Speed(size, timed * size / seconds, 1000 * seconds / timed)
 
 
 def fading(speeds: list[Speed]) -> bool:

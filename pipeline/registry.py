@@ -140,7 +140,7 @@ def parse(text: str) -> Call:
     try:
         values = [ast.literal_eval(_YamlWords().visit(k.value)) for k in node.keywords]
         return Call(node.func.id, dict(zip(named, values, strict=True)))
-    except ValueError as fault:
+    except (ValueError, TypeError) as fault:
         raise UserError(f"{text!r}: arguments are plain values: numbers, texts, lists, true or false") from fault
 
 
@@ -264,10 +264,16 @@ YAML_WORDS = {"true": True, "false": False, "null": None}
 
 
 class _YamlWords(ast.NodeTransformer):
-    """``true``, ``false`` and ``null`` as people write them in YAML."""
+    """``true``, ``false`` and ``null`` as people write them in YAML; other words, and calls, are texts without quotes.
+
+    So ``ohem(loss=bce())`` is ``ohem(loss='bce()')``. Nothing is called: a text stays one.
+    """
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        return ast.Constant(YAML_WORDS[node.id]) if node.id in YAML_WORDS else node
+        return ast.Constant(YAML_WORDS.get(node.id, node.id))
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        return ast.Constant(ast.unparse(node))
 
 
 def _facts(node: ast.FunctionDef | ast.ClassDef) -> dict[str, Any] | None:

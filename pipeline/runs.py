@@ -15,9 +15,10 @@ import numpy as np
 from pipeline import artefacts, unlabelled
 from pipeline.artefacts import Predictions, shown
 from pipeline.competition import Competition, load
-from pipeline.config import Config, consistent, keys, own_fold, replace, root, scoped
+from pipeline.config import Config, keys, replace, root, same, scoped
 from pipeline.errors import UserError, some
 from pipeline.folds import asked_folds, learns_from, read_folds
+from pipeline.rules import consistent, own_fold
 from pipeline.tasks import Task, task_for
 
 LIBRARIES = ("torch", "timm", "albumentations", "numpy", "opencv-python-headless")
@@ -256,7 +257,8 @@ class Run:
     def _compare(self, settings: dict[str, Any], inputs: dict[str, str], stored: dict[str, Any]) -> None:
         default = {key: keys()[key].default for key in settings}  # of a key that an older version did not know
         before = default | stored.get("settings", {})
-        changed = [f"{key}: {before[key]} → {value}" for key, value in settings.items() if before[key] != value]
+        different = {key: value for key, value in settings.items() if not same(key, before[key], value)}
+        changed = [f"{key}: {before[key]} → {value}" for key, value in different.items()]
         if changed:
             raise UserError(f"the run {self.name} was made with other settings ({some(changed, 8)}); {self._way()}")
         moved = [key for key, value in inputs.items() if stored.get("inputs", {}).get(key) != value]

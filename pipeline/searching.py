@@ -37,6 +37,7 @@ from pipeline.data import Batch, draw
 from pipeline.errors import Diverged, OutOfTime, UserError
 from pipeline.genotypes import Piece
 from pipeline.hardware import Hardware
+from pipeline.parts.schedules import in_shares
 from pipeline.prediction import open_member
 from pipeline.searched import REFERENCE, Inner, Trial, place
 from pipeline.supernet import Supernet, usual_steps
@@ -276,7 +277,8 @@ class Hunt:
         """The run that trains a network for a trial: no views, its last epoch counts."""
         own = self.run.config
         config = replace(
-            own, backbone=backbone, epochs=own.search.epochs, select="last", views=["identity()"], scales=[1.0],
+            own, backbone=backbone, epochs=own.search.epochs, schedule=in_shares(own.schedule, own.epochs),
+            select="last", views=["identity()"], scales=[1.0],
             train__patience=0, train__seconds=0.0, train__seeds=1,
         )  # fmt: skip
         return Inner(config, self.run.name)

@@ -34,7 +34,7 @@ from pipeline import (
 )
 from pipeline.artefacts import Predictions, shown
 from pipeline.checkpoint import Progress
-from pipeline.config import Config, consistent, replace, root
+from pipeline.config import Config, replace, root
 from pipeline.data import Joined, Source, Table, draw
 from pipeline.errors import UserError, some
 from pipeline.forms import UNKNOWN
@@ -42,6 +42,7 @@ from pipeline.hardware import Hardware
 from pipeline.images import Images
 from pipeline.maps import Geometry, Mean, Stored
 from pipeline.parts import views
+from pipeline.rules import consistent
 from pipeline.runs import Run
 from pipeline.tables import check_ids, read_table
 from pipeline.tasks import Task, task_for

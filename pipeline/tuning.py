@@ -14,6 +14,7 @@ from pipeline.artefacts import Predictions
 from pipeline.config import replace
 from pipeline.errors import Diverged
 from pipeline.hardware import Hardware
+from pipeline.parts.schedules import in_shares
 from pipeline.prediction import open_member
 from pipeline.runs import Run
 from pipeline.study import Slot, Study, optuna
@@ -72,6 +73,7 @@ def train(study: Study, run: Run, number: int, epochs: int, keep: bool) -> None:
 def trial_run(run: Run, settings: dict[str, Any], epochs: int) -> Run:
     """The run with a trial's settings; its schedule spans the trial's epochs, and its last epoch counts."""
     changes = {key.replace(".", "__"): value for key, value in settings.items()}
+    changes["schedule"] = in_shares(changes.get("schedule", run.config.schedule), run.config.epochs)
     return Run(replace(run.config, **changes, epochs=epochs, select="last", train__patience=0), run.name)
 
 

@@ -217,6 +217,22 @@ def test_swa_keeps_the_statistics_that_it_finished_with() -> None:
     assert not torch.equal(finished["1.running_mean"], own["1.running_mean"])
 
 
+def test_swa_recomputes_nothing_before_it_begins() -> None:
+    network = model()
+    average = swa(network, 6, start=0.5)
+    drift(network, average, 3)
+    own = {name: value.clone() for name, value in network.state_dict().items()}
+    with averaged(network, average) as predicting:
+        average.finish(network, iter(()))  # which recomputing would refuse
+        assert all(torch.equal(predicting.state_dict()[name], value) for name, value in own.items())
+    average.update(network, 3)
+    again = swa(network, 6, start=0.5)
+    again.load_state_dict(average.state_dict())
+    for one in (average, again):
+        with averaged(network, one), pytest.raises(ValueError, match="from no images"):
+            one.finish(network, iter(()))
+
+
 # --- snapshots ----------------------------------------------------------------------------------------------------
 
 

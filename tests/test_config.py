@@ -270,3 +270,12 @@ def test_no_key_is_another_word_in_yaml():
 
     leaves = {key.name.rpartition(".")[2] for key in config.keys().values()}
     assert {leaf for leaf in leaves if yaml.safe_load(leaf) != leaf} == set()  # on, off, yes, no are truth values
+
+
+def test_calls_are_the_same_with_and_without_quotes():
+    assert config.same("loss", "ohem(loss='bce()', k=0.5)", "ohem(loss=bce(),k=0.5)")
+    assert config.same("views", ["identity()", "shift(x=1)"], ["identity()", "shift( x = 1 )"])
+    assert not config.same("views", ["identity()"], ["identity()", "hflip()"])
+    assert not config.same("loss", "ohem(k=0.5)", "ohem(k=0.6)")
+    assert not config.same("loss", "", "bce()")
+    assert not config.same("lr", 0.1, 0.2)

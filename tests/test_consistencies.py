@@ -14,13 +14,13 @@ from test_resume import Killed, kill_after
 from torch import nn
 
 from pipeline import batched, training
-from pipeline.config import averaging
 from pipeline.data import Batch, Joined, Loader, Table, draw, row_seeds
 from pipeline.errors import UserError
 from pipeline.forms import CLASS_MASKS, CLASSES, LABELS, MASKS, NUMBERS
 from pipeline.learner import Learner
 from pipeline.parts import augments, averages, consistencies
 from pipeline.resident import DeviceLoader
+from pipeline.rules import averaging
 from pipeline.runs import Run
 from pipeline.tasks import task_for
 

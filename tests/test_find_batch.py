@@ -114,9 +114,16 @@ def test_the_table_scales_the_lr_by_both_rules_and_warns_of_few_steps(root, proj
     line = next(line.split() for line in ended.out.splitlines() if line.split()[:1] == ["64"])
     assert line[:5] == ["64", "865", "74.0", "4.0e-02", "2.0e-02"]
     assert "smallest within a tenth" in " ".join(line)
-    assert "to use it: ./run.sh stage=train lr=0.01 batch_size=64" in ended.out
-    assert "batch 64 leaves 3 steps in 3 epochs of 64 rows" in ended.out
-    assert "leaves" not in project.run("stage=find_batch", "batch_size=16", "epochs=500").out
+    assert "batch 64 leaves 3 steps in 3 epochs of 64 rows: fast is not good, and no batch leaves 500" in ended.out
+    assert "to use it: ./run.sh stage=train lr=0.01 batch_size=16" in ended.out
+    assert "take 32, or" in project.run("stage=find_batch", "batch_size=16", "epochs=250").out
+    assert "take 16, or" in project.run("stage=find_batch", "batch_size=16", "epochs=250", "train.accumulate=2").out
+    clock = project.run("stage=find_batch", "batch_size=16", "epochs=1", "train.seconds=60").out
+    assert "leaves" not in clock
+    assert "batch_size=64" in clock
+    long = project.run("stage=find_batch", "lr=0.01", "batch_size=16", "epochs=500").out
+    assert "leaves" not in long
+    assert "to use it: ./run.sh stage=train lr=0.01 epochs=500 batch_size=64" in long
 
 
 def test_the_config_stays_and_nothing_is_trained(root, project, timed):

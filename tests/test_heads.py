@@ -94,13 +94,14 @@ def test_new_layers_start_as_the_papers_say(init: str, deviation: float, bound: 
     torch.manual_seed(0)
     layers = [heads.linear(400, 100, init=init)[1]]
     if init != "zero":
-        layers += [heads.mlp(400, 7, hidden=100, init=init)[0]]
+        layers += [heads.mlp(400, 7, hidden=100, init=init)[0], heads.inner_product(400, 100, init=init)[1]]
+        layers += [heads.multi_sample_dropout(400, 100, init=init).classifier, heads.drop_connect(400, 100, init=init)]
     for layer in layers:
         weights = layer.weight.detach().flatten().tolist()
         assert statistics.pstdev(weights) == pytest.approx(deviation, rel=0.03)
         assert statistics.fmean(weights) == pytest.approx(0, abs=0.002)
         assert max(map(abs, weights)) <= bound
-        assert not layer.bias.any()
+        assert layer.bias is None or not layer.bias.any()
 
 
 @pytest.mark.parametrize("activation", sorted(heads.ACTIVATIONS))

@@ -21,25 +21,21 @@ from pipeline import rle
 from pipeline.errors import UserError
 from pipeline.files import BOX, JOIN
 from pipeline.images import BrokenImage
+from pipeline.mask_tables import MaskTable, RleForm, image_ids, mask_table, rle_form_of
 from pipeline.masks import (
     VOID,
     VOID_LABEL,
     HeaderSizes,
     MaskFiles,
-    MaskTable,
     PixelForm,
     Raw,
-    RleForm,
     decode_raw,
     form_of,
-    image_ids,
     kind_of,
-    mask_table,
     read_raw,
-    rle_form_of,
     size_of,
     to_classes,
-)  # fmt: skip
+)
 from pipeline.tables import read_table
 
 TRUTH = np.array([[0, 1, 2, 2], [1, 1, 0, 2], [0, 0, 0, 1]], dtype=np.uint8)

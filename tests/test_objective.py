@@ -216,7 +216,7 @@ def test_checkpointing_changes_no_gradient_and_no_statistic(project) -> None:
     plain = Learner(timm_network("resnet10t(drop_path_rate=0.3)"), small.config())
     other = copy.deepcopy(plain)
     passed(plain, colours())
-    passed(objective.prepare(other, small.config(train__checkpointing=True)), colours())
+    passed(objective.prepare(other, small.config(backbone="resnet10t", train__checkpointing=True)), colours())
     assert other.network.backbone.model.grad_checkpointing
     assert small.same(plain.state_dict(), other.state_dict())
     for (name, one), two in zip(plain.named_parameters(), other.parameters(), strict=True):
@@ -237,6 +237,11 @@ def test_what_cannot_compute_again_is_one_message(project) -> None:
     ended = project.run("stage=train", "fold=0", "train.checkpointing=true")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert "train.checkpointing=true, but small_image(width=4) cannot compute its blocks again" in ended.err
+    for word in ("norm=ibn()", "stem=small()"):
+        ended = project.run("stage=train", "fold=0", word)
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert f"{word} is for timm's ResNets, such as resnet18, not for backbone=small_image" in ended.err
+    assert not (project.root / "cache").exists(), "nothing is decoded before"
     for word in ("train.compile=true", "optim=lookahead(inner='sam()')"):
         ended = project.run("stage=train", word, "train.checkpointing=true")
         assert (ended.code, "does not go with" in ended.err) == (2, True)

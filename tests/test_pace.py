@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import small_training as small
+import torch
 import yaml
 
 from pipeline import pace, ranges
@@ -104,6 +105,26 @@ def test_other_seconds_are_other_settings(root, project, speed):
     answer = project.run(*TRAIN, "train.seconds=3")
     assert answer.code == 2
     assert "train.seconds: 2.0 → 3.0" in answer.err
+
+
+def test_more_steps_are_timed_where_there_are_more_seconds(root, project, monkeypatch):
+    """The first dozen took 0.5 s each and the rest 0.25 s: two hundredths of 1,000 s are forty steps of 0.5 s."""
+    now, taken = [0.0], []
+    monkeypatch.setattr(ranges, "clock", lambda: now[0])
+
+    def timed(self, batches):
+        taken.append(1)
+        now[0] += 0.5 if len(taken) <= ranges.WARM + ranges.TIMED else 0.25
+        return torch.zeros(())
+
+    monkeypatch.setattr(ranges.Trial, "step", timed)
+    monkeypatch.setattr("pipeline.training.train_member", _interrupted)
+    assert project.run(*TRAIN, "train.seconds=1000").code == 130
+    assert len(taken) == 2 * ranges.WARM + ranges.TIMED + 40
+    assert stored(root)["speed"]["batch"] == 0.25
+    taken.clear()
+    assert project.run(*TRAIN, "train.seconds=100000", "run=longest").code == 130
+    assert len(taken) == 2 * ranges.WARM + ranges.TIMED + 40, "20 seconds at most"
 
 
 def test_measured_by_real_steps(root, project, monkeypatch):

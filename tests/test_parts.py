@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 
@@ -279,7 +280,13 @@ def test_pool_is_the_same_in_channels_last_and_near_in_half_precision(name: str)
     torch.testing.assert_close(pool(maps.contiguous(memory_format=torch.channels_last)), expected)
     for half in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", dtype=half):
-            torch.testing.assert_close(pool(maps.to(half)).float(), expected, rtol=0.02, atol=0.02)
+            given = maps.to(half).requires_grad_()
+            found = pool(given).float()
+            torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+        found.sum().backward()
+        assert given.grad.dtype == half
+        assert torch.isfinite(given.grad).all()
+        assert (given.grad.float().flatten(2).abs().sum(dim=2) > 0).all()
 
 
 @each("pools")
@@ -370,10 +377,12 @@ def test_sampler_gives_rows_that_exist_from_its_generator_alone(name: str, form:
 RATES = (0.02, 1.0, 20.0)  # optimizers differ in the learning rates they want
 
 
-def descend(optimizer: torch.optim.Optimizer, model: torch.nn.Module, steps: int) -> float:
+def descend(optimizer: torch.optim.Optimizer, model: torch.nn.Module, steps: int, half: bool = False) -> float:
     inputs = torch.linspace(-1, 1, 24).reshape(8, 3)
     for _ in range(steps):
-        loss = (model(inputs) - inputs.sum(dim=1, keepdim=True)).square().mean()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            outputs = model(inputs)
+        loss = (outputs.float() - inputs.sum(dim=1, keepdim=True)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -386,14 +395,16 @@ def small_model() -> torch.nn.Module:
 
 
 @each("optims")
-def test_optimizer_descends(name: str) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_optimizer_descends(name: str, half: bool) -> None:
     build = registry.build("optims", name)
     ends = []
     for rate in RATES:
         model = small_model()
         optimizer = build(model.parameters(), rate)
-        first = descend(optimizer, model, 1)
-        ends.append(descend(optimizer, model, 60) / first)
+        first = descend(optimizer, model, 1, half)
+        ends.append(descend(optimizer, model, 60, half) / first)
+        assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
     assert min(ends) < 0.3, f"at none of the learning rates {RATES}: {ends}"
 
 
@@ -533,8 +544,26 @@ def test_average_follows_a_model_and_resumes_exactly(name: str, tmp_path) -> Non
 
 
 @each("averages")
+def test_average_of_a_training_in_half_precision_keeps_whole_weights(name: str) -> None:
+    model = small_model()
+    average = registry.build("averages", name)(model, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for step in range(8):
+        descend(optimizer, model, 1, half=True)
+        average.update(model, step)
+    target = copy.deepcopy(model)
+    average.apply_to(target)
+    assert {tensor.dtype for tensor in target.parameters()} == {torch.float32}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.isfinite(target.eval()(torch.ones(2, 3))).all()
+    kept = [value for value in average.state_dict().get("weights", {}).values() if value.is_floating_point()]
+    assert all(value.dtype == torch.float32 for value in kept)
+
+
+@each("averages")
 def test_average_finishes_with_statistics_of_its_own_or_touches_nothing(name: str) -> None:
     average = registry.build("averages", name)(small_model(), 3)
+    average.update(small_model(), 2)  # the last step
     recomputes = getattr(average, "recompute", False)
     seen = []
     images = (seen.append(size) or torch.randn(size, 3) for size in (4, 8))

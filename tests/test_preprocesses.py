@@ -89,6 +89,14 @@ def test_clahe_is_the_slow_one_on_grey() -> None:
     assert made.std() > 1.2 * image.std()
 
 
+def test_clahe_makes_no_tiles_too_small_for_a_histogram() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (32, 8, 1), dtype=np.uint8)
+    slow = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(1, 4)).apply(image[..., 0])
+    np.testing.assert_array_equal(step("clahe()", image)[..., 0], slow)
+    whole = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8)).apply(image[..., 0])
+    np.testing.assert_array_equal(step("clahe(least=1)", image)[..., 0], whole)
+
+
 def test_clahe_changes_the_lightness_and_not_the_colour() -> None:
     image = np.full((64, 64, 3), (120, 100, 90), dtype=np.uint8) + noise(64, 64, 1) // 16
     lab, made = (cv2.cvtColor(one, cv2.COLOR_RGB2LAB).astype(int) for one in (image, step("clahe()", image)))
@@ -211,7 +219,7 @@ def test_prediction_rebuilds_it_from_the_checkpoint(project) -> None:
     words = ("run=clear", "epochs=1", "data.preprocess=trim_borders,clahe(tiles=2)")
     assert project.run("stage=train", *words).code == 0
     kept = load_checkpoint(project.root / "runs/noise/clear/fold0/best.ckpt")["blueprint"]["preprocess"]
-    assert kept == ["trim_borders(tolerance=12, stray=0.01, least=0.1)", "clahe(clip=2.0, tiles=2)"]
+    assert kept == ["trim_borders(tolerance=12, stray=0.01, least=0.1)", "clahe(clip=2.0, tiles=2, least=8)"]
     ended = project.run("stage=predict", "run=clear", "data.preprocess=")  # not what predicts
     assert ended.code == 0, ended.err
     assert "its gain over none shows beside a run that differs in data.preprocess= alone" in ended.out

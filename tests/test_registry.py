@@ -101,14 +101,23 @@ def test_parse_and_print_again(text: str, name: str, arguments: dict) -> None:
         ("a.b(c=1)", "is not a part"),
         ("focal(2.0)", "by name"),
         ("focal(**{'gamma': 2})", "by name"),
-        ("focal(gamma=__import__('os'))", "plain values"),
-        ("focal(gamma=two)", "plain values"),
+        ("focal(gamma=1 + one)", "plain values"),
+        ("focal(gamma=os.sep)", "plain values"),
+        ("focal(gamma={[1]: 2})", "plain values"),
         ("focal(gamma=1, gamma=2)", "twice"),
     ],
 )
 def test_parse_refuses_what_is_no_call_with_plain_keywords(text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         registry.parse(text)
+
+
+def test_words_and_calls_are_texts_without_quotes() -> None:
+    plain = registry.parse("total(losses=[focal(gamma=2), 'bce()'], weights=(1, 2), how=mean, deep=true)")
+    assert plain == registry.parse("total(losses=['focal(gamma=2)', 'bce()'], weights=(1, 2), how='mean', deep=True)")
+    assert registry.parse("focal(gamma=__import__('os'))").arguments == {"gamma": "__import__('os')"}
+    with pytest.raises(UserError, match="gamma takes float"):
+        registry.bind("losses", "focal(gamma=__import__('os'))")
 
 
 def test_bind_names_the_nearest(kind: str) -> None:

@@ -180,7 +180,7 @@ def test_rows_of_no_known_class_learn_relations_alone(drawn):
     vectors = network.vectors(network.prepare(given.images))
     answers = functional.cross_entropy(network.answers(vectors)[:6], given.targets[:6], reduction="none")
     alone = Batch(given.images[:6], given.targets[:6], given.weights[:6])
-    pairs = learner._compared(vectors[:6], alone)  # as if the others were not there
+    pairs = learner._compared(vectors[:6], alone).sum(dim=0)  # as if the others were not there
     taught = losses.relational_distillation(network.embeddings(vectors), given.soft, temperature=1.0)[6:]
     again = learner_of(drawn, pairs=["triplet()", "center()"], pair_weights=[1.0, 1.0])
     found = again(given, draw)

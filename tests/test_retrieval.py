@@ -152,6 +152,23 @@ def test_pairs_are_added_by_their_weights(drawn):
     torch.testing.assert_close(chosen, plain + 0.5 * triplet + 0.1 * center)
 
 
+def test_a_pair_loss_of_another_size_is_told_once(drawn, capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.parts.losses._compared", set())
+    images = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8)
+    batch = Batch(images, torch.tensor([0, 0, 1, 1, 2, 2]), torch.ones(6))
+    for weights, told in (([1.0], 0), ([1e5], 1), ([], 0)):
+        for _ in range(2):
+            learner = learner_of(drawn, pairs=["triplet(soft=true)"], pair_weights=weights)
+            learner(batch, np.random.default_rng(0))
+        printed = capsys.readouterr()
+        assert (printed.out + printed.err).count("which will hardly matter; set pair_weights") == told
+    learner_of(drawn, pairs=["triplet()", "center()"], pair_weights=[2.0, 0.0])(batch, np.random.default_rng(0))
+    assert "hardly matter" not in "".join(capsys.readouterr())
+    nothing = Batch(images[:1], torch.tensor([0]), torch.ones(1))  # no pair: a loss of 0
+    alone = learner_of(drawn, pairs=["triplet()"], pair_weights=[2.0], loss_weight=0.0, head="linear()")
+    assert float(alone.eval()(nothing, np.random.default_rng(0)).detach()) == 0
+
+
 def test_every_part_of_the_features_has_a_loss_of_its_own(drawn):
     changed = blueprint("per_part(parts=2,neck=False)")
     torch.manual_seed(0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import statistics
 import subprocess
 import sys
 
 import pytest
+import small_training as small
 import torch
 from PIL import Image
 from torch.optim import lr_scheduler
@@ -85,6 +87,46 @@ def test_hold_comes_behind_the_warmup_and_leaves_the_rest_to_the_schedule(total:
     left = total - warmup - hold
     for schedule in (schedules.cosine, schedules.linear, schedules.exponential, schedules.multicycle_cosine):
         assert behind(schedule, total, warmup, hold) == ours(schedule, left, warmup=0.0)
+
+
+def test_steps_and_ladder_change_behind_the_given_epochs() -> None:
+    """torch's MultiStepLR, whose step is an epoch of four of ours."""
+    found = [schedules.steps(step, 40, 10, at=(3, 5), factor=0.5) for step in range(40)]
+    expected = torch_factors(lambda optimizer: lr_scheduler.MultiStepLR(optimizer, [3, 5], 0.5), 10)
+    assert found == pytest.approx([factor for factor in expected for _ in range(4)])
+    rungs = [schedules.ladder(step, 40, 40, at=(10, 20, 30)) for step in range(40)]
+    assert rungs == pytest.approx([rate / 3e-4 for rate in (3e-4, 1e-4, 1e-5, 1e-6) for _ in range(10)])
+    mixed = [schedules.steps(step, 20, 10, at=(1, 0.5)) for step in range(20)]
+    assert mixed == pytest.approx([1.0] * 2 + [0.1] * 8 + [0.01] * 10)
+    assert [schedules.steps(step, 20, 10, at=(0.5, 1.0)) for step in (2, 10, 19)] == pytest.approx([1, 0.1, 0.1])
+    with pytest.raises(UserError, match="behind epoch 10, but there are 10"):
+        schedules.steps(0, 40, 10, at=(0.5, 10))
+    with pytest.raises(UserError, match="1.5 is neither a share of the training"):
+        schedules.steps(0, 40, 10, at=(0.5, 1.5))
+
+
+def test_epochs_become_shares_for_a_training_of_another_length() -> None:
+    short = registry.build("schedules", schedules.in_shares("steps(at=(3, 0.5), factor=0.5)", 10))
+    assert [short(step, 20, 2) for step in (5, 6, 9, 10)] == [1.0, 0.5, 0.5, 0.25]
+    for same in ("cosine(floor=0.1)", "ladder()", "steps(at=(0.2,))"):
+        assert registry.parse(schedules.in_shares(same, 10)).arguments.get("at", ()) in ((), [0.2])
+
+
+def test_epochs_of_a_schedule_are_checked_before_any_work(project) -> None:
+    small.write(project.root)
+    assert small.config(schedule="steps(at=(3,5))", epochs=6).schedule
+    with pytest.raises(UserError, match=r"schedule=steps\(at=\(3,5\)\): .*there are 5; give earlier ones"):
+        small.config(schedule="steps(at=(3,5))", epochs=5)
+    with pytest.raises(UserError, match="how many there are is up to train.seconds"):
+        small.config(schedule="ladder(at=(1,2,3))", train__seconds=60.0)
+
+
+def test_training_counts_its_epochs(project) -> None:
+    small.write(project.root)
+    assert project.run("stage=train", "fold=0", "epochs=3", "lr=0.5", "schedule=steps(at=(1,2))").code == 0
+    log = (project.root / "runs/noise/tiny/fold0/log.csv").read_text().splitlines()
+    rates = [float(dict(zip(log[0].split(","), row.split(","), strict=True))["lr"]) for row in log[1:]]
+    assert rates == pytest.approx([0.5, 0.05, 0.005])
 
 
 def test_ladder_has_the_given_rates() -> None:
@@ -261,6 +303,7 @@ def test_reduce_on_plateau_by_hand() -> None:
     scores = [0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.7]
     assert [schedules.reduce_on_plateau(0, 9, scores[:seen]) for seen in range(9)] == [*[1.0] * 7, 0.1, 0.1]
     assert schedules.reduce_on_plateau(0, 10, scores, warmup=0.2) == 0.5
+    assert [schedules.reduce_on_plateau(step, 10, scores, warmup=0.2, hold=0.1) for step in (2, 3)] == [1.0, 0.1]
     assert schedules.reduce_on_plateau(0, 9, [0.5, *[math.nan] * 5]) == 0.1
 
 
@@ -269,6 +312,7 @@ def test_halve_at_cuts_when_a_level_is_first_passed() -> None:
     assert found == [1.0, 1.0, 0.5, 0.5, 0.25]
     errors = [schedules.halve_at(0, 9, [0.9, 0.4, 0.6, 0.1][:seen], -1, levels=[0.5], factor=0.3) for seen in range(5)]
     assert errors == [1.0, 1.0, 0.3, 0.3, 0.3]
+    assert [schedules.halve_at(step, 10, [0.95], hold=0.4) for step in (3, 4)] == [1.0, 0.5]
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(60, 0.0), (97, 0.1), (12, 0.25)])
@@ -293,6 +337,26 @@ def test_schedule_is_drawn(name: str, tmp_path) -> None:
     assert path.read_bytes() == plots.schedule(part.signature, tmp_path / "again.png").read_bytes()
     blue = [pixel for _, pixel in image.convert("RGB").getcolors(1 << 20) if pixel[2] > 200 and pixel[0] < 80]
     assert blue, "no curve"
+
+
+def test_help_draws_a_schedule_with_its_arguments(project) -> None:
+    drawn = {}
+    for topic in ("cosine", "cosine(floor=0.5)", "schedule=cosine(warmup=0.3)", "steps(at=(30,60))"):
+        answer = project.run("help", topic)
+        path = re.search(r"^curve: (.*)$", answer.out, re.MULTILINE)
+        assert (answer.code, "cosine(" in answer.out or "steps(" in answer.out) == (0, True)
+        drawn[topic] = (project.root / path[1]).read_bytes()
+    assert len(set(drawn.values())) == 4
+    assert project.run("help", "steps(at=(200,))").code == 0
+    shown = project.run("help", "head=cosine(centres=3)").out
+    assert "heads: cosine" in shown
+    assert "schedules: cosine" not in shown
+    both = project.run("help", "cosine").out
+    assert "heads: cosine" in both
+    assert "schedules: cosine" in both
+    assert "lr=0.0003" in project.run("help", "lr=1e-4").out
+    assert project.run("help", "focal(gama=2)").code == 2
+    assert project.run("help", "cosine(flor=0.5)").code == 2
 
 
 def test_wrong_schedule_is_not_drawn(tmp_path) -> None:

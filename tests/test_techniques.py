@@ -140,7 +140,7 @@ NOTES = {
     "SWA, BatchNorm recomputed": "average=swa(recompute=True)",
     "snapshot ensemble": "average=snapshots()",
     "greedy soup": "average=greedy_soup()",
-    "seeds": "seed=1",
+    "seeds": "train.seeds=3",
     # augmentation
     "flips": "augment=flips()",
     "random crop": "augment=pad_crop()",
@@ -183,6 +183,23 @@ NOTES = {
     "gradient checkpointing": "train.checkpointing=true",
     "compile": "train.compile=true",
     "trained to the clock": "train.seconds=90",
+    # tuning
+    "learning-rate range test": "stage=find_lr",
+    "batch size by throughput": "stage=find_batch",
+    "search by grid": "stage=tune tune.method=grid",
+    "search at random": "stage=tune tune.method=random",
+    "search by TPE": "stage=tune tune.method=tpe",
+    "searched AutoAugment policy": "stage=tune tune.space=policy",
+    # other models over the same folds
+    "kNN on embeddings": "stage=knn",
+    "logistic regression": "stage=features features.classifier=logistic()",
+    "linear SVM": "stage=features features.classifier=svm()",
+    "LightGBM": "stage=features features.classifier=lightgbm()",
+    "frozen backbone features": "stage=features features.descriptors=backbone()",
+    "raw pixels": "stage=features features.descriptors=raw_pixels()",
+    "colour histograms": "stage=features features.descriptors=colour_histogram()",
+    "HOG": "stage=features features.descriptors=hog()",
+    "codebook of visual words": "stage=features features.descriptors=visual_words()",
 }
 # SyncBN needs no key: it comes with several devices, see test_objective.py
 

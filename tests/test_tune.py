@@ -221,6 +221,14 @@ def test_tpe_learns_where_the_best_trials_lie(root, tmp_path):
     assert max(own.importance(), key=own.importance().get) == "lr"
 
 
+def test_a_schedule_of_epochs_keeps_its_shape_in_short_trials(root):
+    run = tuning.Run(small.config(schedule="steps(at=(4,))", epochs=6), "tiny")
+    short = tuning.trial_run(run, {"lr": 0.1}, 3).config
+    assert (short.epochs, registry.parse(short.schedule).arguments["at"]) == (3, [4 / 6])
+    named = tuning.trial_run(run, {"schedule": "ladder(at=(1,2,3))"}, 3).config
+    assert registry.parse(named.schedule).arguments["at"] == [1 / 6, 2 / 6, 3 / 6]
+
+
 @pytest.mark.parametrize("prune", ["median", "asha"])
 def test_a_weak_trial_is_pruned_and_counts_as_finished(root, tmp_path, prune):
     import optuna

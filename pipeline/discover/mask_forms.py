@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from pipeline import mask_truth, masks
+from pipeline import mask_tables, mask_truth
 from pipeline.config import Data, Mask
 from pipeline.discover.columns import words
 from pipeline.discover.draft import Draft
@@ -17,7 +17,7 @@ from pipeline.discover.folder import Folder, top
 from pipeline.discover.matching import MASKED, MASKS, ROLES, Files, hint
 from pipeline.discover.roles import FEW, LABELS, SAMPLES, find_sample, find_train, holds, said
 from pipeline.errors import UserError, some
-from pipeline.masks import RleForm
+from pipeline.mask_tables import RleForm
 from pipeline.patterns import COVERED, without_suffix
 from pipeline.rle import EMPTY
 from pipeline.tasks import facts
@@ -141,7 +141,7 @@ def _form(table: pd.DataFrame, files: Files, draft: Draft) -> RleForm | None:
             return None
     others = [str(name) for name in table.columns if name != given]
     known = [image.rpartition("/")[2] for image in files.images]
-    form = masks.rle_form_of(table[[given, *others]], known)
+    form = mask_tables.rle_form_of(table[[given, *others]], known)
     own = {key: draft.given[f"mask.{key}"] for key in GIVEN if f"mask.{key}" in draft.given}
     if own.get("rle") in others:
         form = form or RleForm(given, own["rle"])
@@ -290,4 +290,4 @@ def _answer(sample: pd.DataFrame, files: Files, draft: Draft) -> tuple[RleForm, 
 
 def _holds_texts(cells: pd.Series) -> bool:
     filled = [text for text in cells.astype(str).str.strip() if text.lower() not in EMPTY]
-    return bool(filled) and all(map(masks.TEXT.fullmatch, filled[:50]))
+    return bool(filled) and all(map(mask_tables.TEXT.fullmatch, filled[:50]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import mask_truth, masks, rle
+from pipeline import mask_tables, mask_truth, masks, rle
 from pipeline.config import Mask
 from pipeline.discover.columns import words
 from pipeline.discover.draft import Draft
@@ -18,7 +18,8 @@ from pipeline.discover.rows import Rows
 from pipeline.discover.targets import Target
 from pipeline.errors import UserError, some
 from pipeline.images import BrokenImage
-from pipeline.masks import HeaderSizes, MaskTable, PixelForm, Raw, RleForm
+from pipeline.mask_tables import MaskTable, RleForm
+from pipeline.masks import HeaderSizes, PixelForm, Raw
 from pipeline.patterns import COVERED, without_suffix
 from pipeline.rle import EMPTY
 
@@ -47,7 +48,7 @@ def _of_texts(told: Told, rows: Rows, draft: Draft) -> tuple[str, str]:
     assert form is not None
     assert told.texts is not None
     ids = rows.table[rows.id].astype(str).tolist()
-    table = masks.mask_table(
+    table = mask_tables.mask_table(
         told.texts, replace(form, missing="empty"), ids, HeaderSizes(rows.folder.path, rows.specs), rows.train
     )
     sample = np.unique(np.linspace(0, len(ids) - 1, min(len(ids), READ_IMAGES)).round().astype(int)).tolist()

@@ -15,8 +15,9 @@ from pipeline.console import progress
 from pipeline.doctor.findings import EXAMPLES, Example, Finding, Sheet, counted
 from pipeline.errors import UserError, some
 from pipeline.images import BrokenImage
+from pipeline.mask_tables import MaskTable
 from pipeline.mask_truth import Told, without_masks
-from pipeline.masks import MaskFiles, MaskTable
+from pipeline.masks import MaskFiles
 from pipeline.patterns import is_image
 
 MISSING, DAMAGED, SIZE, VALUES, OVERLAP = "missing", "damaged", "size", "values", "overlap"

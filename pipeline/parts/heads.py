@@ -40,13 +40,17 @@ def linear(features: int, outputs: int, *, dropout: float = 0.0, init: str = "de
     return nn.Sequential(nn.Dropout(dropout), _started(nn.Linear(features, outputs), init))
 
 
-@part(source="Liu et al. 2016 (Large-margin softmax), eq. 2", lengths=True, allowed={"dropout": (0, 0.99)})
-def inner_product(features: int, outputs: int, *, dropout: float = 0.0) -> nn.Module:
+@part(
+    source="Liu et al. 2016 (Large-margin softmax), eq. 2",
+    lengths=True,
+    allowed={"dropout": (0, 0.99), "init": ("default", "xavier", "msra", "scaled")},
+)
+def inner_product(features: int, outputs: int, *, dropout: float = 0.0, init: str = "default") -> nn.Module:
     """One linear layer without a bias: the cosine times both lengths, as the loss l_softmax wants it.
 
-    dropout: share of the features set to zero in training, below 1.
+    dropout: share of the features set to zero in training, below 1. init: how the weights start.
     """
-    return InnerProduct(nn.Dropout(dropout), nn.Linear(features, outputs, bias=False))
+    return InnerProduct(nn.Dropout(dropout), _started(nn.Linear(features, outputs, bias=False), init))
 
 
 class InnerProduct(nn.Sequential):
@@ -222,23 +226,26 @@ class PerPart(nn.Module):
 
 @part(
     source="Inoue 2019 (Multi-sample dropout), with the mean of outputs for that of losses",
-    allowed={"samples": (1, 64), "dropout": (0, 0.99)},
+    allowed={"samples": (1, 64), "dropout": (0, 0.99), "init": ("default", "xavier", "msra", "scaled")},
 )
-def multi_sample_dropout(features: int, outputs: int, *, samples: int = 5, dropout: float = 0.5) -> nn.Module:
+def multi_sample_dropout(
+    features: int, outputs: int, *, samples: int = 5, dropout: float = 0.5, init: str = "default"
+) -> nn.Module:
     """One linear layer whose outputs in training are the mean over several dropouts of the features.
 
-    samples: dropouts drawn. dropout: share of the features that each sets to zero, below 1.
+    samples: dropouts drawn. dropout: share of the features that each sets to zero, below 1. init: how the weights
+    start.
     """
-    return MultiSampleDropout(features, outputs, samples, dropout)
+    return MultiSampleDropout(_started(nn.Linear(features, outputs), init), samples, dropout)
 
 
 class MultiSampleDropout(nn.Module):
     """The mean of the samples' features goes through the layer once, which, being linear, gives the mean outputs."""
 
-    def __init__(self, features: int, outputs: int, samples: int, dropout: float) -> None:
+    def __init__(self, classifier: nn.Linear, samples: int, dropout: float) -> None:
         super().__init__()
         self.samples, self.dropout = samples, nn.Dropout(dropout)
-        self.classifier = nn.Linear(features, outputs)
+        self.classifier = classifier
 
     def forward(self, vectors: Tensor) -> Tensor:
         if self.training:
@@ -249,13 +256,17 @@ class MultiSampleDropout(nn.Module):
         return f"samples={self.samples}"
 
 
-@part(source="Wan et al. 2013 (DropConnect); at prediction the mean weights", allowed={"dropout": (0, 0.99)})
-def drop_connect(features: int, outputs: int, *, dropout: float = 0.5) -> nn.Module:
+@part(
+    source="Wan et al. 2013 (DropConnect); at prediction the mean weights",
+    allowed={"dropout": (0, 0.99), "init": ("default", "xavier", "msra", "scaled")},
+)
+def drop_connect(features: int, outputs: int, *, dropout: float = 0.5, init: str = "default") -> nn.Module:
     """One linear layer whose weights, not its inputs, are set to zero at random in training.
 
-    dropout: share of the weights set to zero in a step, the same for all rows of the batch, below 1.
+    dropout: share of the weights set to zero in a step, the same for all rows of the batch, below 1. init: how the
+    weights start.
     """
-    return DropConnect(features, outputs, dropout)
+    return _started(DropConnect(features, outputs, dropout), init)
 
 
 class DropConnect(nn.Linear):
@@ -273,7 +284,8 @@ def _started(layer: nn.Linear, init: str) -> nn.Linear:
     """The layer with its weights drawn anew as ``init`` says; default leaves them as torch drew them."""
     if init == "default":
         return layer
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     match init:
         case "zero":
             nn.init.zeros_(layer.weight)

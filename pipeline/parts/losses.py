@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -443,14 +443,15 @@ def sphereface(outputs: Tensor, target: Tensor, *, s: float = 0.0, m: float = 1.
     lengths=True,
     allowed={"m": (1, 8), "plain": (0, None)},
 )
-def l_softmax(outputs: Tensor, target: Tensor, lengths: Tensor, *, m: float = 2.0, plain: float = 1.0) -> Tensor:
+def l_softmax(outputs: Tensor, target: Tensor, lengths: Tensor, *, m: float = 2.0, plain: float = 10.0) -> Tensor:
     """L-Softmax: cross-entropy in which the angle to the right class counts m times, and lengths as they are.
 
     The right class's logit |w| |x| cos a becomes |w| |x| (psi(a) + plain cos a) / (1 + plain), with
     psi(a) = (-1)^k cos(m a) - 2 k for a from k pi / m on. Soft targets take the expectation over classes.
 
     m: the factor, any number >= 1; 1 is cross-entropy. plain: weight of the plain logit beside the turned one: the
-    paper starts with 1000 and lowers it; 0 is the loss alone, which above m = 2 hardly starts.
+    paper starts with 1000 and lowers it; near 1 the loss hardly starts from random weights, above m = 2 with 0 not at
+    all.
     """
     logits, lengths = outputs.float(), lengths.float()
     cosines = (logits / lengths.clamp(min=1e-12)).clamp(-1 + 1e-6, 1 - 1e-6)
@@ -650,16 +651,14 @@ def total(
 ) -> Tensor:
     """A weighted sum of losses; warns once if two terms of the first batch differ by more than a factor of 100.
 
-    losses: call-strings of losses for the task's targets. weights: one a loss; empty: all 1. counts: for losses that
-    ask for them.
+    losses: call-strings of losses for the task's targets; jsd, l_softmax and adacos_moving, which need more than
+    outputs and targets, stand alone. weights: one a loss; empty: all 1. counts: for losses that ask for them.
     """
     factors = tuple(weights) or (1.0,) * len(losses)
     if len(factors) != len(losses):
         raise UserError(f"total(…): {len(losses)} losses and {len(factors)} weights; give each loss a weight, or none")
     terms = [factor * _call(loss, outputs, target, counts) for factor, loss in zip(factors, losses, strict=True)]
-    if (tuple(losses), factors) not in _compared:
-        _compared.add((tuple(losses), factors))
-        _warn_of_sizes(tuple(losses), [float(term.detach().mean().abs()) for term in terms])
+    warn_of_sizes(losses, factors, terms, "weights")
     return torch.stack(terms).sum(dim=0)
 
 
@@ -899,8 +898,17 @@ def _call(loss: str, *given: Any) -> Tensor:
     return function(*given) if wants_counts else function(*given[:2])
 
 
-def _warn_of_sizes(losses: tuple[str, ...], sizes: list[float]) -> None:
+def warn_of_sizes(losses: Sequence[str], weights: Sequence[float], terms: Sequence[Tensor], key: str) -> None:
+    """Warn, once a process, where two terms of a sum differ by more than two orders of magnitude in the first batch.
+
+    losses, weights: of the terms, which have their weights already. key: the setting that mends it.
+    """
+    asked = (tuple(losses), tuple(weights))
+    if asked in _compared:
+        return
+    _compared.add(asked)
+    sizes = [float(term.detach().mean().abs()) for term in terms]
     low, high = min(sizes), max(sizes)
-    if high > 100 * low:
+    if high > 100 * low > 0:  # a term of 0, such as triplets without a hard one, says nothing of its size
         small, large = losses[sizes.index(low)], losses[sizes.index(high)]
-        warn(f"in the sum of losses {large} is {high:.3g} and {small} {low:.3g}, which will hardly matter; set weights")
+        warn(f"in the sum of losses {large} is {high:.3g} and {small} {low:.3g}, which will hardly matter; set {key}")

@@ -73,7 +73,7 @@ def ghost(backbone: nn.Module, *, size: int = 32) -> nn.Module:
     return ghost_batchnorm(backbone, size)
 
 
-@part(source="Pan et al. 2018 (IBN-Net), fig. 3", allowed={"kind": ("a", "b")})
+@part(source="Pan et al. 2018 (IBN-Net), fig. 3", resnets=True, allowed={"kind": ("a", "b")})
 def ibn(backbone: nn.Module, *, kind: str = "a") -> nn.Module:
     """Instance norms within a timm ResNet, where the look of images changes between training and test.
 

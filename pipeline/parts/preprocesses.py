@@ -19,15 +19,17 @@ GREY = 128
 
 
 @part(source="Zuiderveld 1994 (Graphics Gems IV), contrast limited adaptive histogram equalization; OpenCV", allowed={
-    "clip": (0.1, 100), "tiles": (1, 64)})  # fmt: skip
-def clahe(image: np.ndarray, size: int, *, clip: float = 2.0, tiles: int = 8) -> np.ndarray:
+    "clip": (0.1, 100), "tiles": (1, 64), "least": (1, 1024)})  # fmt: skip
+def clahe(image: np.ndarray, size: int, *, clip: float = 2.0, tiles: int = 8, least: int = 8) -> np.ndarray:
     """Local contrast made alike: of RGB the lightness L of L*a*b*, of other images each channel for itself.
 
     clip: most pixels of one grey level, as a multiple of their mean number; more is more contrast, and more noise.
-    tiles: the image is equalised in so many by so many tiles, and interpolated between them.
+    tiles: the image is equalised in so many by so many tiles, and interpolated between them. least: pixels a side of a
+    tile, below which there are fewer tiles, since a histogram of a few pixels says nothing.
     """
     cv2 = opencv()
-    equalise = cv2.createCLAHE(clipLimit=clip, tileGridSize=(tiles, tiles)).apply
+    across, down = (min(tiles, max(1, side // least)) for side in (image.shape[1], image.shape[0]))
+    equalise = cv2.createCLAHE(clipLimit=clip, tileGridSize=(across, down)).apply
     if image.shape[2] != 3:
         return np.stack([equalise(channel) for channel in np.moveaxis(image, 2, 0).copy()], axis=2)
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)

@@ -6,6 +6,8 @@ Form: ``f(step, total, *, …) -> float`` ≥ 0 for step 0 … total - 1; a late
 rounded to h steps, which get 1. The schedule itself runs over the total - w - h steps that follow. ``_after`` does this
 for all of them.
 
+One with the fact ``epochs`` gets one value more, ``f(step, total, epochs, *, …)``: how many there are in all.
+
 One with the fact ``own_fold`` gets two values more, ``f(step, total, scores, direction, *, …)``: the scores of the
 epochs so far on the member's own fold, in the metric's unit, and 1 where more of it is better, else -1. It stays a
 function of them alone. The scores it follows were selected by (law 2), and a training on everything has none.
@@ -49,11 +51,13 @@ def cosine(step: int, total: int, *, warmup: float = 0.05, hold: float = 0.0, fl
 
 @part(
     source="He et al. 2016, sec. 3.4",
-    allowed={"at": (0, 1), "factor": (0, 1), "warmup": (0, 1), "hold": (0, 1)},
+    epochs=True,
+    allowed={"at": (0, None), "factor": (0, 1), "warmup": (0, 1), "hold": (0, 1)},
 )
 def steps(
     step: int,
     total: int,
+    epochs: int = 0,
     *,
     at: tuple[float, ...] = (0.5, 0.8),
     factor: float = 0.1,
@@ -62,19 +66,22 @@ def steps(
 ) -> float:
     """The learning rate cut at given points.
 
-    at: shares of all steps, warm-up included. factor: what each cut multiplies by. warmup: share of the steps with a
-    linear warm-up. hold: share behind it in which no cut is made yet.
+    at: shares of all steps, warm-up included, or, as whole numbers, epochs: steps(at=(30,60)) cuts behind the 30th and
+    the 60th. factor: what each cut multiplies by. warmup: share of the steps with a linear warm-up. hold: share behind
+    it in which no cut is made yet. Raises UserError for an epoch that is not before the last.
     """
-    return _after(step, total, warmup, hold, lambda done, steps: float(factor ** _passed(step, total, at)))
+    return _after(step, total, warmup, hold, lambda done, steps: float(factor ** _passed(step, total, at, epochs)))
 
 
 @part(
     source="step decay, as ResNets are trained: He et al. 2016, sec. 3.4; its rates by hand",
-    allowed={"rates": (0, None), "at": (0, 1), "warmup": (0, 1), "hold": (0, 1)},
+    epochs=True,
+    allowed={"rates": (0, None), "at": (0, None), "warmup": (0, 1), "hold": (0, 1)},
 )
 def ladder(
     step: int,
     total: int,
+    epochs: int = 0,
     *,
     rates: tuple[float, ...] = (3e-4, 1e-4, 1e-5, 1e-6),
     at: tuple[float, ...] = (0.5, 0.75, 0.9),
@@ -84,12 +91,13 @@ def ladder(
     """One given rate after the other; the highest stands for lr.
 
     rates: only their proportions count: with lr=3e-4, the default's are themselves. at: where the second, third, …
-    begins, as shares of all steps, warm-up included. warmup: share of the steps with a linear warm-up. hold: share
-    behind it in which the rate stays at its highest. Raises UserError unless there is one rate more than in at.
+    begins: shares of all steps, warm-up included, or, as whole numbers, the epochs behind which they do. warmup: share
+    of the steps with a linear warm-up. hold: share behind it in which the rate stays at its highest. Raises UserError
+    unless there is one rate more than in at, and for an epoch that is not before the last.
     """
     if len(rates) != len(at) + 1 or max(rates) <= 0:
-        raise UserError(f"ladder: {len(rates)} rates need {len(rates) - 1} points to change at, not {len(at)}: at={at}")
-    return _after(step, total, warmup, hold, lambda done, steps: rates[_passed(step, total, at)] / max(rates))
+        raise UserError(f"{len(rates)} rates need {len(rates) - 1} points to change at, not {len(at)}: at={at}")
+    return _after(step, total, warmup, hold, lambda done, steps: rates[_passed(step, total, at, epochs)] / max(rates))
 
 
 @part(
@@ -200,8 +208,9 @@ def multicycle_cosine(
 ) -> float:
     """Half cosines of the same length, each from 1 down to the floor.
 
-    cycles: their number. floor: the factor that would be reached at the end of each cycle; the default is near 1e-6 for
-    lr=3e-4. warmup: share of the steps with a linear warm-up. hold: share at 1 behind it.
+    cycles: their number. floor: the factor that would be reached at the end of each cycle; for an end of 1e-6 it is
+    1e-6 / lr, which the default is at lr=3e-4. warmup: share of the steps with a linear warm-up. hold: share at 1
+    behind it.
     """
 
     def curve(done: int, steps: int) -> float:
@@ -300,7 +309,7 @@ def one_cycle(
     own_fold=True,
     allowed={
         "patience": (0, None), "factor": (0, 1), "gain": (0, None), "cooldown": (0, None), "floor": (0, 1),
-        "warmup": (0, 1),
+        "warmup": (0, 1), "hold": (0, 1),
     },
 )  # fmt: skip
 def reduce_on_plateau(
@@ -315,12 +324,14 @@ def reduce_on_plateau(
     cooldown: int = 0,
     floor: float = 0.0,
     warmup: float = 0.0,
+    hold: float = 0.0,
 ) -> float:
     """The learning rate cut where the score of the own fold stops gaining.
 
     patience: epochs without a gain that are borne; the next one cuts. factor: what each cut multiplies by. gain: the
     least that counts as one, in the metric's unit. cooldown: epochs behind a cut that are not counted. floor: the
-    factor below which no cut goes. warmup: share of the steps with a linear warm-up.
+    factor below which no cut goes. warmup: share of the steps with a linear warm-up. hold: share behind it in which no
+    cut is made yet; its epochs count.
     """
     reached, best, bad, resting = 1.0, -math.inf, 0, 0
     for score in scores:
@@ -330,13 +341,13 @@ def reduce_on_plateau(
             resting, bad = resting - 1, 0
         if bad > patience:
             reached, bad, resting = max(reached * factor, floor), 0, cooldown
-    return _after(step, total, warmup, 0.0, lambda done, steps: reached)
+    return _after(step, total, warmup, hold, lambda done, steps: reached)
 
 
 @part(
     source="a common rule of thumb: the rate halved once the accuracy passes a level",
     own_fold=True,
-    allowed={"factor": (0, 1), "warmup": (0, 1)},
+    allowed={"factor": (0, 1), "warmup": (0, 1), "hold": (0, 1)},
 )
 def halve_at(
     step: int,
@@ -347,14 +358,15 @@ def halve_at(
     levels: tuple[float, ...] = (0.9,),
     factor: float = 0.5,
     warmup: float = 0.0,
+    hold: float = 0.0,
 ) -> float:
     """The learning rate halved each time the score of the own fold first passes a level.
 
     levels: in the metric's unit; an error passes them on its way down. factor: what each multiplies by. warmup: share
-    of the steps with a linear warm-up.
+    of the steps with a linear warm-up. hold: share behind it in which no cut is made yet.
     """
     passed = sum(any(direction * score >= direction * level for score in scores) for level in levels)
-    return _after(step, total, warmup, 0.0, lambda done, steps: float(factor**passed))
+    return _after(step, total, warmup, hold, lambda done, steps: float(factor**passed))
 
 
 def cycle_ends(call: str, total: int) -> list[int]:
@@ -380,9 +392,33 @@ def _after(step: int, total: int, warmup: float, hold: float, curve: Curve) -> f
     return curve(min(step - rising - held, left), left) if left else curve(1, 1)
 
 
-def _passed(step: int, total: int, at: tuple[float, ...]) -> int:
-    """How many of the given shares of all steps are reached."""
-    return sum(step >= round(share * total) for share in at)
+def in_shares(call: str, epochs: int) -> str:
+    """A schedule whose points are epochs, with their shares of so many: it keeps its shape in a shorter training."""
+    part, parsed = registry.bind("schedules", call)
+    if not part.facts.get("epochs") or "at" not in parsed.arguments:
+        return call
+    at = [point / epochs if _is_epoch(point) else point for point in parsed.arguments["at"]]
+    return str(registry.Call(parsed.name, {**parsed.arguments, "at": at}))
+
+
+def _passed(step: int, total: int, at: tuple[float, ...], epochs: int) -> int:
+    """How many of the given points are reached: shares of all steps, or whole numbers of epochs; 0 epochs: unknown."""
+    text = f"at={','.join(f'{point:g}' for point in at)}"
+    if late := [point for point in at if _is_epoch(point) and point >= max(1, epochs)]:
+        there = f"there are {epochs}" if epochs else "how many there are is up to train.seconds"
+        raise UserError(
+            f"{text} changes the learning rate behind epoch {late[0]}, but {there}; give earlier ones, or shares of "
+            "the training, such as 0.5"
+        )
+    if beyond := [point for point in at if not _is_epoch(point) and point > 1]:
+        raise UserError(
+            f"{text}: {beyond[0]:g} is neither a share of the training, 0 to 1, nor a whole number of epochs"
+        )
+    return sum(step >= round((point / epochs if _is_epoch(point) else point) * total) for point in at)
+
+
+def _is_epoch(point: float) -> bool:
+    return isinstance(point, int) and point > 0
 
 
 def _cycle(done: int, steps: int, cycles: int, growth: float = 1.0) -> tuple[int, float]:

@@ -19,7 +19,7 @@ def own(backbone: nn.Module) -> nn.Module:
     return backbone
 
 
-@part(source="He et al. 2016, sec. 4.2")
+@part(source="He et al. 2016, sec. 4.2", resnets=True)
 def small(backbone: nn.Module) -> nn.Module:
     """A timm ResNet that begins with a 3×3 convolution at full resolution and no pooling, for at most 64 px."""
     from pipeline.surgery import small_stem

@@ -12,9 +12,10 @@ import numpy as np
 
 from pipeline import artefacts, evaluate, launch
 from pipeline.artefacts import Predictions, shown
-from pipeline.config import Config, followers, replace, root, scoped
+from pipeline.config import Config, replace, root, scoped
 from pipeline.console import Outcome, say
 from pipeline.errors import UserError
+from pipeline.rules import followers
 from pipeline.runs import Run, folder_digest, predicted_runs
 from pipeline.stages import predict, train
 from pipeline.tasks import facts, lacks, task_for

@@ -22,7 +22,7 @@ WITHOUT = ("lr", "batch_size", "epochs", "schedule", "average", "select", "metri
 
 
 def run(config: Config) -> list[Outcome]:
-    """Write find_batch.json into the run's folder, and print the speeds and the smallest batch that is fast."""
+    """Write find_batch.json into the run's folder, and print the speeds and the batch to use."""
     began = time.perf_counter()
     ensure_folds(config, load(config))
     run = Run(config, artefacts.run_name(config))
@@ -37,7 +37,7 @@ def run(config: Config) -> list[Outcome]:
         facts = artefacts.finish(record, print_, **search(run))
     for line in report(facts, config):
         say(line)
-    chosen = facts["chosen"]
+    chosen = sensible(facts, config)
     say(f"  {shown(record)}; to use it: {command(config, f'batch_size={chosen}')}")
     if hint := advice.small_images(config):
         say(f"  {hint}")
@@ -73,12 +73,29 @@ def report(facts: dict[str, Any], config: Config) -> list[str]:
     ]
 
 
+def steps(facts: dict[str, Any], config: Config, batch: int) -> int:
+    """Optimizer steps of a whole training with this batch size."""
+    return config.epochs * max(1, math.ceil(facts["rows"] // batch / config.train.accumulate))
+
+
+def sensible(facts: dict[str, Any], config: Config) -> int:
+    """The chosen batch size, or the largest measured below it that leaves FEW_STEPS steps; if none, the config's."""
+    chosen = int(facts["chosen"])
+    if config.train.seconds:  # the steps are up to the clock
+        return chosen
+    sizes = [speed["batch"] for speed in facts["speeds"] if speed["batch"] <= chosen]
+    enough = [size for size in sizes if steps(facts, config, size) >= FEW_STEPS]
+    return max(enough, default=min(chosen, config.batch_size))
+
+
 def few_steps(facts: dict[str, Any], config: Config) -> list[str]:
     """A word of caution where the fast batch leaves few optimizer steps, since epochs do not grow with it."""
-    steps = config.epochs * max(1, facts["rows"] // facts["chosen"])
-    if steps >= FEW_STEPS or facts["chosen"] <= config.batch_size:
+    left, taken = steps(facts, config, facts["chosen"]), sensible(facts, config)
+    if config.train.seconds or left >= FEW_STEPS:
         return []
-    return [
-        f"  but batch {facts['chosen']} leaves {steps} steps in {config.epochs} epochs of {facts['rows']} rows: fast "
-        "is not good; take a smaller one, or more epochs"
-    ]
+    told = (
+        f"  but batch {facts['chosen']} leaves {left} steps in {config.epochs} epochs of {facts['rows']} rows: fast is "
+    )
+    if steps(facts, config, taken) >= FEW_STEPS:
+        return [told + f"not good; take {taken}, or more epochs"]
+    return [told + f"not good, and no batch leaves {FEW_STEPS}: take more epochs"]

@@ -25,7 +25,7 @@ def run(config: Config) -> list[Outcome]:
     record, picture = run.folder / "find_lr.json", run.folder / "find_lr.png"
     settings = {key: value for key, value in scoped(config, "run").items() if key not in WITHOUT}
     print_ = artefacts.fingerprint(settings, run.inputs(), config.device)
-    facts = artefacts.finished(record, print_, picture)
+    facts = None if config.overwrite else artefacts.finished(record, print_, picture)
     reused = facts is not None
     if facts is None:
         from pipeline import plots

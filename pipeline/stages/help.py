@@ -22,6 +22,11 @@ From an unzipped Kaggle image competition to a validated submission.
 
 Arguments are key=value, in any order: ./run.sh stage=train fold=0 lr=1e-4 'loss=focal(gamma=2.0)' run=try1
 """
+TECHNIQUES = (
+    "backbone", "train.seeds", "train.l1", "train.l2", "train.clip_norm", "train.clip_value", "train.accumulate",
+    "train.scale_lr", "train.checkpointing", "train.compile", "train.seconds", "devices", "data.unlabelled",
+)  # fmt: skip
+STAGES = ("find_lr", "find_batch", "tune", "features", "knn", "preview", "pretrain", "pseudo", "distill", "search")
 
 
 def run(config: Config) -> list[Outcome]:
@@ -47,8 +52,11 @@ def all_stages() -> str:
 
 
 def all_parts() -> str:
-    """The table of all parts with signature, one sentence and source."""
-    return "\n\n".join(kind_of_part(kind) for kind in registry.kinds())
+    """The table of all parts with signature, one sentence and source; then the techniques that are keys or stages."""
+    kinds = "\n\n".join(kind_of_part(kind) for kind in registry.kinds())
+    told = "\n".join(_key(name) for name in TECHNIQUES)
+    beside = "\n".join(f"  {f'stage={name}':<42} {_first_line(name)}" for name in STAGES)
+    return f"{kinds}\n\ntechniques that are no parts, but keys and stages\n{told}\n{beside}"
 
 
 def kind_of_part(kind: str) -> str:
@@ -71,9 +79,9 @@ def one(topic: str) -> str:
         return f"stage={topic}\n\n{_document(topic)}"
     if topic in registry.kinds():
         return kind_of_part(topic)
-    found = [p for kind in registry.kinds() for p in registry.parts(kind).values() if p.name == topic]
-    if found:
-        return "\n\n".join(_part(part) for part in found)
+    if found := asked(topic):
+        return "\n\n".join(_part(part, call) for part, call in found)
+    topic = topic.partition("=")[0]
     named = [name for name in keys() if name == topic or name.rpartition(".")[2] == topic]
     if named:
         return "\n".join(_key(name) for name in named)
@@ -82,15 +90,39 @@ def one(topic: str) -> str:
     raise UserError(f"no help on {topic!r}; see ./run.sh help stages, parts or config{nearest(topic, everything)}")
 
 
-def _part(part: registry.Part) -> str:
-    """A part's whole docstring; of a schedule also a picture of its curve."""
+def asked(topic: str) -> list[tuple[registry.Part, str]]:
+    """The parts of a name or a call-string, ``cosine(floor=0.1)``; with a key, ``schedule=cosine()``, of its kind.
+
+    UserError for a call that fits none of the parts of its name.
+    """
+    key, _, given = topic.partition("=")
+    kind = keys()[key].rules["part"] if key in keys() else ""
+    call = given if kind else topic
+    name, bracket, _ = call.partition("(")
+    kinds = [kind] if kind else [one for one in registry.kinds() if name in registry.parts(one)]
+    found = [(registry.parts(one)[name], call) for one in kinds if name in registry.parts(one)]
+    if not bracket or not found:
+        return found
+    faults = {}
+    for part, _ in found:
+        try:
+            registry.bind(part.kind, call)
+        except UserError as fault:
+            faults[part.kind] = fault
+    if len(faults) == len(found):
+        raise next(iter(faults.values()))
+    return [(part, call) for part, _ in found if part.kind not in faults]
+
+
+def _part(part: registry.Part, call: str) -> str:
+    """A part's whole docstring; of a schedule also a picture of its curve with the arguments that are given."""
     page = f"{part.kind}: {part.signature}\n\n{part.document}\n\nsource: {part.facts['source']}"
     if part.kind != "schedules":
         return page
     from pipeline import plots
     from pipeline.artefacts import shown
 
-    path = plots.schedule(part.name, root() / "cache" / "schedules" / f"{part.name}.png")
+    path = plots.schedule(call, root() / "cache" / "schedules" / f"{part.name}.png")
     drawn = ", for the scores of an example, which it follows" if part.facts.get("own_fold") else ""
     return f"{page}\n\ncurve{drawn}: {shown(path)}"
 

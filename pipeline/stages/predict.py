@@ -10,8 +10,9 @@ import numpy as np
 
 from pipeline import artefacts, evaluate, gains, launch, limited
 from pipeline.artefacts import Predictions, shown
-from pipeline.config import Config, check_levels, replace, scoped
+from pipeline.config import Config, replace, scoped
 from pipeline.console import Outcome, say, warn
+from pipeline.rules import check_levels
 from pipeline.runs import Run, beside
 from pipeline.tasks import Task, task_for
 

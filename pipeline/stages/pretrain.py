@@ -15,10 +15,12 @@ import numpy as np
 
 from pipeline import artefacts, evaluate, files, hardware, limited, registry
 from pipeline.artefacts import shown
-from pipeline.config import Config, changed, scoped, unbatched
+from pipeline.config import Config, changed, scoped
 from pipeline.console import Outcome, say, warn
 from pipeline.doctor.anomalies import CODES, COLUMN, ERRORS, RECORD
 from pipeline.errors import OutOfTime, UserError
+from pipeline.parts.schedules import in_shares
+from pipeline.rules import unbatched
 from pipeline.runs import Run
 from pipeline.stages.knn import shares
 from pipeline.tasks import Task, facts, task_for
@@ -130,6 +132,7 @@ def plain(config: Config) -> Config:
     size = config.pretrain.batch_size or max(config.batch_size, NEGATIVES * config.devices * negatives)
     made = changed(
         config, batch_size=size, epochs=config.pretrain.epochs or TIMES * config.epochs,
+        schedule=in_shares(config.schedule, config.epochs),
         augment=registry.complete("augments", augment),
         average=config.average if any(needed) else "none()", finetune="all_alike()", mix="none()", consistency="none()",
         sampler="shuffle()", sizes="fixed()", auxiliary="none()", select="last", fold=["full"], pairs=[],

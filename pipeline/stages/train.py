@@ -10,12 +10,12 @@ import numpy as np
 
 from pipeline import advice, artefacts, evaluate, launch, limited, registry
 from pipeline.artefacts import shown
-from pipeline.backbone_names import is_coarse_from_scratch
 from pipeline.competition import load
-from pipeline.config import Config, followers
+from pipeline.config import Config
 from pipeline.console import Outcome, say, warn
 from pipeline.errors import OutOfTime, UserError
 from pipeline.folds import ensure_folds
+from pipeline.rules import followers
 from pipeline.runs import Run
 from pipeline.tasks import task_for
 
@@ -60,12 +60,8 @@ def begin(config: Config) -> Run:
         run.expect()
     else:
         settle(run)
-    if is_coarse_from_scratch(
-        config.backbone, config.stem, config.image_size, not (config.pretrained or config.weights)
-    ):
-        say(
-            f"  {config.backbone} begins at random weights, on {config.image_size} px; model=small_image is made for it"
-        )
+    if hint := advice.small_images(config):
+        say(f"  {hint}")
     return run
 
 
