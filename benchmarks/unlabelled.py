@@ -9,7 +9,8 @@ all folds, the members' answers to the test images are averaged, and stage=score
 table alone. METHODS is the list; a method builds on the runs of the one that it names, and one whose stage this version
 lacks is left out and said so. Each method is a file in --out/rows: kill it at any time; what was under way begins anew.
 
-All trainings take as many optimizer steps (--steps). Seconds are the processor's, of all that a method needs, what
+All trainings take as many optimizer steps (--steps); a round of pseudo-labels fewer, where not every test image is
+sure enough. Seconds are the processor's, of all that a method needs, what
 it builds on too, imports left out. --share 1/2 and --share 2/2 are two processes that halve the work, each with one
 thread.
 Settings behind the options change all methods alike (backbone, folds); rows of other settings do not count.
@@ -37,7 +38,7 @@ from pipeline import artefacts, config, stages
 from pipeline.__main__ import main as pipeline
 
 SOURCE = Path(__file__).resolve().parent.parent
-DATA, CLASSES, IMAGES = "fashion_mnist", 10, 8000  # train and test together
+DATA, CLASSES, IMAGES, TESTED = "fashion_mnist", 10, 8000, 2000  # IMAGES: of train and test together
 LABELS = (20, 100, 500)  # a class
 BATCH, WIDE = 32, 128  # images a step: of trainings, and of pretraining
 BASE = (
@@ -71,7 +72,7 @@ def trained(name: str, run: str, *words: str, after: str = "") -> Method:
 
 def labelled(name: str, teacher: str, after: str) -> Method:
     """A round of pseudo-labels, whether it gains or not."""
-    line = f"stage=pseudo run={teacher} pseudo.rounds=1 pseudo.threshold=0.95"
+    line = f"stage=pseudo run={teacher} pseudo.rounds=1 pseudo.threshold=0.95 epochs={{with_test}}"
     return Method(name, after, f"{teacher}-r1", (line,), (f"{teacher}-r1",))
 
 
@@ -139,9 +140,10 @@ class Bench:
     def words(self, labels: int, seed: int, line: str) -> list[str]:
         """A command line, each key once: its own settings go over those of all."""
         folds = int(config.parse_arguments(self.base)["folds.count"])
-        epochs = max(1, round(self.steps * BATCH / (labels * CLASSES * (folds - 1) / folds)))
+        learned = labels * CLASSES * (folds - 1) / folds
+        epochs, with_test = (max(1, round(self.steps * BATCH / rows)) for rows in (learned, learned + TESTED))
         name, passes = self.competition(labels, seed), max(1, round(self.steps * WIDE / IMAGES))
-        own = line.format(competition=name, passes=passes).split()
+        own = line.format(competition=name, passes=passes, with_test=with_test).split()
         return list_of([f"competition={name}", f"seed={seed}", f"epochs={epochs}", *self.base, *own])
 
     def path(self, method: Method, labels: int, seed: int) -> Path:
@@ -307,7 +309,8 @@ def head(bench: Bench, seeds: int) -> list[str]:
         "training images without theirs, beside 2,000 test images. Losses are in the table like gains. How each method "
         "works: [semi-supervised steps](semi-supervised.md), [pretraining](pretraining.md).",
         "",
-        f"- All trainings take {bench.steps} optimizer steps a member with `{base}`.",
+        f"- All trainings take {bench.steps} optimizer steps a member with `{base}`; a round of pseudo-labels takes "
+        "that many where every test image is sure, else fewer.",
         f"- Each of {folds} members learns from the labels of the other folds; their answers to the test images "
         "are averaged. *accuracy* is that of the solution, which chose nothing: methods and settings stood before.",
         f"- ± is the standard error over {seeds} seeds; each draws other labelled rows and other weights. *gain* is "
