@@ -630,6 +630,7 @@ class Config:
     package: Package = field(default_factory=Package)
 
     arguments: dict[str, str] = field(default_factory=dict)  # as typed; a recipe's steps are composed with them
+    asked: dict[str, Any] = field(default_factory=dict)  # the values of the command line, over those of the step
 
 
 @dataclass(frozen=True)
@@ -659,7 +660,7 @@ def keys(cls: type = Config, prefix: str = "") -> dict[str, Key]:
     found: dict[str, Key] = {}
     for item in dataclasses.fields(cls):
         kind = hints[item.name]
-        if item.name == "arguments":
+        if item.name in ("arguments", "asked"):  # which are no keys
             continue
         if dataclasses.is_dataclass(kind):
             found |= keys(typing.cast(type, kind), f"{prefix}{item.name}.")
@@ -726,7 +727,7 @@ def compose(arguments: dict[str, str], step: dict[str, Any] | None = None) -> Co
         reason = str(fault).splitlines()[0]
         raise UserError(f"{fault.full_key}: {reason}; ${{KEY}} in a YAML stands for another key's value") from fault
     assert isinstance(config, Config)
-    config.arguments = dict(arguments)
+    config.arguments, config.asked = dict(arguments), {**step, **typed}
     tasks.settle(config)
     check(config)
     return config

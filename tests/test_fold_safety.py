@@ -213,6 +213,16 @@ def test_each_round_has_its_threshold_and_labels_from_the_round_before(root, pro
             assert len(seen[f"tiny-r{number}", f"fold{fold}"]) == (folds() != fold).sum() + sure.sum()
 
 
+def test_rounds_train_as_the_run_but_for_what_the_command_line_says(root, project, teacher, monkeypatch):
+    gaining(monkeypatch, 0.2, 0.2)
+    ended = project.run("stage=pseudo", "pseudo.rounds=2", "pseudo.threshold=0.9,0.34", "epochs=2", "lr=1e-4")
+    assert ended.code == 0, ended.err
+    made = {run: Run(small.config(), run).stored()["settings"] for run in ("tiny", "tiny-r1", "tiny-r2")}
+    assert made["tiny-r1"] | {"train.labels": ""} == made["tiny"] | {"epochs": 2, "lr": 1e-4}
+    assert (made["tiny-r2"]["epochs"], made["tiny-r2"]["lr"]) == (2, 1e-4)
+    assert made["tiny"]["epochs"] != 2
+
+
 def test_a_rejected_round_ends_them_stays_on_disk_and_is_not_stacked(root, project, teacher, monkeypatch):
     gaining(monkeypatch, 0.05)
     ended = project.run("stage=pseudo", "pseudo.rounds=3", "pseudo.threshold=0.9")

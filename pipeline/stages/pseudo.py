@@ -12,7 +12,7 @@ import pandas as pd
 
 from pipeline import artefacts, evaluate, masked
 from pipeline.artefacts import shown
-from pipeline.config import Config, replace, root
+from pipeline.config import Config, replace, root, scoped
 from pipeline.console import Outcome, say, warn
 from pipeline.errors import UserError
 from pipeline.maps import joined
@@ -27,7 +27,7 @@ def run(config: Config) -> list[Outcome]:
     """Train the rounds R-r1, R-r2, … of run R; a round that does not gain beyond one paired se ends them."""
     if why := lacks(config, "pseudo"):
         return [Outcome("pseudo", note=why)]
-    teacher = Run(config, artefacts.run_name(config))
+    teacher, other = Run(config, artefacts.run_name(config)), given(config)
     teacher = Run(teacher.as_trained(), teacher.name)
     if teacher.competition.absorbed and teacher.made_by == "train":
         check_rows(teacher)
@@ -35,7 +35,7 @@ def run(config: Config) -> list[Outcome]:
         raise UserError("stage=pseudo compares rounds by OOF, which fold=full has not; use fold=all")
     first, outcomes = teacher.name, []
     for number in range(1, config.pseudo.rounds + 1):
-        outcome, student = run_round(teacher, f"{first}-r{number}", number)
+        outcome, student = run_round(teacher, f"{first}-r{number}", number, other)
         outcomes.append(outcome)
         if student is None or student.rejected:
             break
@@ -53,20 +53,26 @@ def check_rows(teacher: Run) -> None:
         )
 
 
-def run_round(teacher: Run, name: str, number: int) -> tuple[Outcome, Run | None]:
+def given(config: Config) -> dict[str, Any]:
+    """The settings of trainings that the command line or the recipe's step names, which hold for the rounds alone."""
+    return {key.replace(".", "__"): value for key, value in scoped(config, "run").items() if key in config.asked}
+
+
+def run_round(teacher: Run, name: str, number: int, other: dict[str, Any]) -> tuple[Outcome, Run | None]:
     """One round: label the test rows, train and predict with them, compare OOF with the teacher's.
 
-    No run comes of it where no test row is sure enough; that is a warning, since a recipe must go on.
+    other: settings that are not as the teacher's. No run comes of it where no test row is sure enough; that is a
+    warning, since a recipe must go on.
     """
     with artefacts.locked(artefacts.run_folder(teacher.config, name), step=True):
-        return _round(teacher, name, number)
+        return _round(teacher, name, number, other)
 
 
-def _round(teacher: Run, name: str, number: int) -> tuple[Outcome, Run | None]:
+def _round(teacher: Run, name: str, number: int, other: dict[str, Any]) -> tuple[Outcome, Run | None]:
     began = time.perf_counter()
     thresholds = teacher.config.pseudo.threshold
     threshold = thresholds[min(number, len(thresholds)) - 1]
-    student = Run(teacher.config, name)
+    student = Run(replace(teacher.config, **other), name)
     path = student.folder / f"labels-r{number}.csv"
     frame = LABELS[task_for(teacher.config, teacher.competition).form.spatial](teacher, student, path, threshold)
     if frame.empty:
@@ -79,7 +85,7 @@ def _round(teacher: Run, name: str, number: int) -> tuple[Outcome, Run | None]:
     )
 
     labels = str(path.relative_to(root()))
-    config = replace(teacher.config, run=name, fold=["all"], overwrite=False, train__labels=labels)
+    config = replace(student.config, run=name, fold=["all"], overwrite=False, train__labels=labels)
     trained, predicted = train.run(config)[0], predict.run(config)[0]
     student = Run(config, name)
     gain, error = compare(teacher, student)
