@@ -357,11 +357,12 @@ def _folder(config: Config) -> Path:
             raise UserError(
                 f"data.folder={data.folder}, but there is no such folder; unzip the competition there, or give data=DIR"
             )
-        _make(folder, data.make)
+        make(folder, data.make)
     return folder
 
 
-def _make(folder: Path, maker: str) -> None:
+def make(folder: Path, maker: str) -> None:
+    """Write a competition's folder by a maker, whole or not at all, and say so."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))

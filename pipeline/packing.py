@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import artefacts, checkpoint, competition, evaluate, features, notebook, runs, wheels
+from pipeline import artefacts, checkpoint, competition, evaluate, features, notebook, registry, runs, wheels
 from pipeline.artefacts import Predictions, file_digest, shown
 from pipeline.competition import Competition
 from pipeline.config import PACKAGE_ROOT, Config, flatten, replace, root, scoped
@@ -19,12 +19,15 @@ from pipeline.console import say
 from pipeline.errors import UserError, some
 from pipeline.hardware import Hardware
 from pipeline.members import FOLDER
+from pipeline.pixel_tables import made_of
 from pipeline.prediction import open_member
+from pipeline.registry import Call
 from pipeline.runs import Run
 from pipeline.tasks import Task, task_for
 
 SOURCES = ("pyproject.toml", "constraints.txt", "run.sh", "LICENSE")
 TRAINING, MANIFEST, INPUT = "training.csv", "manifest.json", "input"
+MADE = "input-images"  # beside INPUT, where that holds the images in tables
 FEATURES = "features.json"  # beside a level 2: see features.coding
 MEASURED = 64  # test rows on which rounded weights are compared
 HERE = {  # what the package's config says whatever the project's does
@@ -107,7 +110,7 @@ def fill(folder: Path, config: Config, known: Competition, chosen: Chosen) -> di
         "members": members, "wheels": lacking,
         "level2": None if chosen.level2 is None else {"name": chosen.name, "runs": list(chosen.runs)},
         "runs": {run.name: predict_settings(run) for run in chosen.runs.values()},
-        "config": {**flatten(config), **HERE}, "files": listing(folder),
+        "config": {**flatten(config), **HERE, **made_there(config)}, "files": listing(folder),
     }  # fmt: skip
     artefacts.write_json(folder / MANIFEST, manifest)
     return manifest
@@ -198,12 +201,22 @@ def write_level2(folder: Path, config: Config, known: Competition, chosen: Chose
         artefacts.write_json(place / FEATURES, coded)
 
 
+def made_there(config: Config) -> dict[str, Any]:
+    """The keys by which the package makes files of images that its competition ships in tables; else none."""
+    maker = registry.parse(config.data.make) if config.data.make else None
+    if maker is None or "source" not in maker.arguments:
+        return {}
+    return {"data.folder": MADE, "data.make": str(Call(maker.name, {**maker.arguments, "source": INPUT}))}
+
+
 def inputs(config: Config) -> dict[str, str]:
     """What the notebook needs of the competition's folder: the first word of each path, with its meaning."""
     data = config.data
     tables = [name for name in data.tables if not features.is_made(name)]
     named = {data.test_images: "test images", data.sample: "sample submission", data.test_csv: "test table"}
     named |= {data.gallery: "gallery", **dict.fromkeys(tables, "table of side features")}
+    if made_there(config):
+        named = {made_of(path): meaning for path, meaning in named.items()}
     found: dict[str, str] = {}
     for path, meaning in named.items():
         first = path.strip("/").partition("/")[0]

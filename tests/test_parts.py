@@ -81,7 +81,9 @@ def test_wrong_argument_and_value_out_of_range_are_refused(part: registry.Part) 
         assert key in part.arguments, f"allowed names {key}, which is no argument"
         if isinstance(allowed[0], (int, float)):
             default, outside = part.arguments[key], allowed[0] - 1
-            value = (outside,) * len(default) if isinstance(default, tuple) else outside
+            several = isinstance(default, tuple) or part.types[key].startswith("tuple")
+            length = len(default) if isinstance(default, tuple) else 2
+            value = (outside,) * length if several else outside
             with pytest.raises(UserError, match=f"{key}.* must be"):
                 registry.bind(part.kind, f"{part.name}({key}={value})")
 

@@ -1,4 +1,4 @@
-"""Makers write a competition's folder where it is not there: the embedded competition, as Kaggle would ship it.
+"""Makers write a competition's folder where it is not there: an embedded competition, or images that stand in tables.
 
 A maker is called once with a new empty folder, ``f(folder: Path, *, …)``; the pipeline renames the folder to its
 place when the maker is done. From then on nothing knows that the competition was made.
@@ -6,6 +6,7 @@ place when the maker is done. From then on nothing knows that the competition wa
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,35 @@ def digits(folder: Path) -> None:
         for row, image_id in part_of["id"].items():
             (folder / name / f"{image_id}.png").write_bytes(cv2.imencode(".png", images[row])[1].tobytes())
     _write_tables(folder, train, test, {"label": 0}, generator)
+
+
+@part(
+    source="Kaggle's Digit Recognizer, Kannada MNIST and the Facial Expression challenge ship their images so",
+    allowed={"shape": (1, None), "white": (1, None)},
+)
+def from_tables(
+    folder: Path, *, source: str, shape: tuple[int, ...], planes: bool = False, white: float = 255.0
+) -> None:
+    """Images that stand in tables, a row of pixels each, as files: ``train_images.zip`` and a train.csv without pixels.
+
+    source: the folder of the tables, an absolute path or one from where ``folder`` lies. shape: (height, width) of an
+    image, or (height, width, 3). planes: red, green and blue stand one plane behind the other, not pixel by pixel.
+    white: the number that is white; 0 is black. A table without ids gets those of the sample submission, or
+    ``NAME_000001``. Raises UserError for tables that do not hold that.
+    """
+    from pipeline import pixel_tables
+    from pipeline.errors import UserError
+
+    if len(shape) not in (2, 3) or shape[2:] not in ((), (3,)) or (planes and len(shape) == 2):
+        raise UserError(f"shape={shape}, planes={planes}, but an image is (height, width), or (height, width, 3)")
+    place = folder.parent / Path(source).expanduser()
+    if not place.is_dir():
+        raise UserError(
+            f"from_tables(source={source!r}): there is no such folder; unzip the competition's download there"
+        )
+    pixel_tables.write(place, folder, pixel_tables.Layout(tuple(shape), planes, white))
+    call = f"from_tables(source={source!r}, shape={shape!r}, planes={planes!r}, white={white!r})"
+    (folder / pixel_tables.RECORD).write_text(json.dumps({"make": call}) + "\n", encoding="utf-8")
 
 
 @part(source="scikit-learn load_digits on load_sample_images (china.jpg, flower.jpg)")

@@ -15,13 +15,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import advice, artefacts, competition, tasks
+from pipeline import advice, artefacts, competition, registry, tasks
 from pipeline import config as settings
 from pipeline.artefacts import safe_name, shown
 from pipeline.config import Config, root
 from pipeline.console import Outcome, say
 from pipeline.discover import discover, preview, summary, writing
+from pipeline.discover.pixels import Made, images_in_tables
 from pipeline.errors import UserError
+from pipeline.pixel_tables import RECORD
 
 OURS = ("stage", "name", "competition", "overwrite", "debug", "data.folder")  # arguments that are no setting of it
 
@@ -31,10 +33,14 @@ def run(config: Config) -> list[Outcome]:
     began = time.perf_counter()
     name, folder = _asked(config)
     given = {key: settings.convert(key, text) for key, text in config.arguments.items() if key not in OURS}
+    made = _made(folder, name, given)
     found = discover(
-        folder, given, f"./run.sh stage=new name={name} data={shlex.quote(config.arguments['data.folder'])}"
-    )
+        made.folder if made else folder, given,
+        f"./run.sh stage=new name={name} data={shlex.quote(config.arguments['data.folder'])}",
+    )  # fmt: skip
     found.draft.set("data.folder", _relative(found.rows.folder.path), "where the tables and images lie")
+    if made:
+        found.draft.set("data.make", made.maker, f"the images are rows of tables ({made.told}); made files, once")
     text = writing.render(found.draft, summary.header(name, found))
     layer = writing.parsed(text, f"configs/competition/{name}.yaml")
     read = _read(name, layer)
@@ -64,6 +70,20 @@ def _asked(config: Config) -> tuple[str, Path]:
     if archive is not None:
         raise UserError(f"data={text} is a file; unzip it first: unzip -d data/{name} {shlex.quote(str(archive))}")
     raise UserError(f"data={text}, but there is no such folder in {root()}; give the unzipped Kaggle folder")
+
+
+def _made(folder: Path, name: str, given: dict[str, Any]) -> Made | None:
+    """The folder of files that images in tables became; made anew unless the same tables were made it before."""
+    made = images_in_tables(folder, name, str(given.get("data.make", "")))
+    if made is None:
+        return None
+    record, call = made.folder / RECORD, registry.complete("makers", made.maker)
+    if not made.folder.is_dir():
+        say(f"{shown(folder)} holds its images in tables ({made.told}); writing them as files …")
+        competition.make(made.folder, made.maker)
+    elif not record.is_file() or artefacts.read_json(record) != {"make": call}:
+        raise UserError(f"{shown(made.folder)} is there, but not by {call}; remove it, or give another name=NAME")
+    return made
 
 
 def _relative(folder: Path) -> str:
