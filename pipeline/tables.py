@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline import json_tables
 from pipeline.artefacts import shown
 from pipeline.console import warn
 from pipeline.errors import UserError, nearest, some
@@ -28,7 +29,8 @@ def read_table(path: Path, columns: dict[str, str] | None = None, key: str = "")
     """Read a csv, every cell as text (missing cells of short rows are empty).
 
     Reads UTF-8 and UTF-16 with or without byte order mark, else Windows' western encoding, which it says; any line
-    ends; semicolons, tabs or bars where the header has no comma; a csv inside a zip or gz. columns: the columns that
+    ends; semicolons, tabs or bars where the header has no comma; a csv inside a zip or gz; JSON that is a table
+    (``json_tables.parse``). columns: the columns that
     must be there, each with the key that named it. key: the key that named the file. Raises UserError for a missing,
     empty or damaged file, and for missing columns.
     """
@@ -40,7 +42,7 @@ def read_table(path: Path, columns: dict[str, str] | None = None, key: str = "")
     text = _text(_content(path, name), name)
     if not text.strip():
         raise UserError(f"{name} is empty (0 bytes or blank); unpack or download it again")
-    frame = _parse(text, name)
+    frame = _json(text, name) if name.lower().endswith(json_tables.SUFFIXES) else _parse(text, name)
     for column, setter in (columns or {}).items():
         _require(frame, column, setter, name)
     if frame.empty:
@@ -107,6 +109,13 @@ def _parse(text: str, name: str) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, ValueError) as fault:
         raise UserError(f"{name} cannot be read as a csv: {str(fault).strip()}; mend or download it again") from fault
     return _with_points(frame, name) if separator == ";" else frame
+
+
+def _json(text: str, name: str) -> pd.DataFrame:
+    try:
+        return json_tables.parse(text, lines=name.lower().endswith(".jsonl"))
+    except ValueError as fault:
+        raise UserError(f"{name} is no table: {fault}; write a csv with a row an image") from fault
 
 
 def _separator(text: str) -> str:

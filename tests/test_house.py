@@ -20,7 +20,7 @@ SOURCE = small_training.SOURCE / "pipeline"
 FLOORS = [  # a module imports from floors above it in this list alone, at the top or within a function
     ["errors", "events", "environment", "torchvision_fix", "forms", "rle", "orders", "notebook"],
     ["console"],
-    ["budget", "registry", "archives", "patterns", "pictures", "windows", "pixel_tables"],
+    ["budget", "registry", "archives", "patterns", "pictures", "windows", "pixel_tables", "json_tables"],
     ["genotypes"],
     ["stacking", "policies", "batched", "surgery", "segmenters", "maps", "sheets", "ranking"],
     ["fitting", "linear", "convolution", "gallery", "mining", "active", "clusters", "lists"],

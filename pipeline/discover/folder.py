@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline import json_tables
 from pipeline.artefacts import shown
 from pipeline.errors import UserError, some
 from pipeline.files import find
 from pipeline.patterns import is_image
 from pipeline.tables import read_table
 
-TABLES = (".csv", ".tsv", ".csv.zip", ".csv.gz", ".tsv.zip")
+TABLES = (".csv", ".tsv", ".csv.zip", ".csv.gz", ".tsv.zip", *json_tables.SUFFIXES)
 PLAIN = {
     "", ".csv", ".db", ".doc", ".docx", ".gz", ".h5", ".hdf5", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log",
     ".md", ".npz", ".parquet", ".pdf", ".pkl", ".py", ".rst", ".rtf", ".tar", ".tfrec", ".tfrecord", ".tgz", ".tsv",
@@ -136,7 +137,7 @@ def _read_tables(path: Path, names: list[str], notes: list[str]) -> dict[str, pd
         try:
             tables[name] = read_table(path / name)
         except UserError as fault:
-            if NEEDED.search(name.rpartition("/")[2]):
+            if NEEDED.search(name.rpartition("/")[2]) and not name.lower().endswith(json_tables.SUFFIXES):
                 raise
             notes.append(f"not read: {fault}")
     return tables

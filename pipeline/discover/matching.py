@@ -132,8 +132,15 @@ def match(ids: Sequence[str], files: Files, role: str, folder: str | None = None
         by_pattern = _by_pattern(ids, files, role, folder, known)
         if by_pattern and by_pattern.found >= count + (not known):
             return by_pattern
-    place = folder if folder is not None else _place([fits for fits in direct if fits], role)
+    lifted = [[_lifted(image, name) for image in fits] for name, fits in zip(ids, direct, strict=True) if fits]
+    place = folder if folder is not None else _place(lifted, role)
     return Match(place, [], [_inside(fits, place) for fits in direct])
+
+
+def _lifted(image: str, name: str) -> str:
+    """The image without the folders that its id names itself: other ids of a hidden set may name others."""
+    above = top(image).removesuffix(top(name)) if top(name) else ""
+    return f"{above}{image.rpartition('/')[2]}" if above.endswith("/") else image
 
 
 def _inside(fits: list[str], place: str) -> str:

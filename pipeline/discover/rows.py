@@ -151,7 +151,8 @@ def _test(rows: Rows, draft: Draft) -> str:
             draft.notes += [f"{name} lacks ids of {rows.sample}: not used, the sample's ids are the test rows"] * named
             continue
         same = bool(wanted) and set(table[rows.id]) == wanted
-        if ((named or same) and column_share(table, rows.named, rows.files) > FEW) or (named and rows.matched.patterns):
+        told = column_share(table, rows.named, rows.files) > FEW
+        if ((named or same) and told) or (named and (rows.matched.patterns or _naming_both(rows, table))):
             fits.append((same, named, len(table), name))
     return max(fits)[-1] if fits else ""
 
@@ -201,6 +202,15 @@ def _match_test(rows: Rows, draft: Draft) -> None:
     table = rows.test or rows.sample
     leaving(ids, shown(rows.folder.path / table))
     found = match(ids, rows.files, "test", given, rows.matched.patterns or draft.given.get("data.files", ()))
+    both = None
+    if found.patterns != rows.matched.patterns:
+        both = match(rows.table[rows.named].tolist(), rows.files, "train", rows.matched.folder, found.patterns)
+    unlike = both is not None and both.patterns != found.patterns
+    if (unlike or found.found <= FEW * len(ids)) and (other := _naming_both(rows, rows.test_table)):
+        rows.image = other
+        _match_train(rows, draft)
+        _match_test(rows, draft)
+        return
     if found.found <= FEW * len(ids):
         _several_rows_an_image(rows, ids)
         _several_images_an_answer(rows, ids)
@@ -208,16 +218,25 @@ def _match_test(rows: Rows, draft: Draft) -> None:
         raise nothing_fits(rows.folder.path, table, id_, ids, rows.files)
     if found.found < len(ids):
         raise missing(rows.folder.path, table, ids, found)
-    if found.patterns != rows.matched.patterns:
-        both = match(rows.table[rows.named].tolist(), rows.files, "train", rows.matched.folder, found.patterns)
-        if both.patterns != found.patterns:
-            raise UserError(
-                f"the files of {rows.train or 'the training images'} are called "
-                f"{some(rows.matched.patterns or ['{id}'])}, those of {table} {some(found.patterns or ['{id}'])}: one "
-                "data.files must do for both; put the files' names into the tables"
-            )
-        rows.matched = both
+    if unlike:
+        raise UserError(
+            f"the files of {rows.train or 'the training images'} are called {some(rows.matched.patterns or ['{id}'])}, "
+            f"those of {table} {some(found.patterns or ['{id}'])}: one data.files must do for both; put the files' "
+            "names into the tables"
+        )
+    rows.matched = both or rows.matched
     rows.tested = found
+
+
+def _naming_both(rows: Rows, test: pd.DataFrame | None) -> str:
+    """A column of both tables whose cells name the images, where the ids do not; "" if there is none."""
+    if test is None or rows.image:
+        return ""
+    shared = [str(name) for name in rows.table.columns if name in test.columns and name != rows.id]
+    named = [
+        one for one in shared if all(column_share(each, one, rows.files) >= COVERED for each in (rows.table, test))
+    ]
+    return next(iter(named), "")
 
 
 def _several_rows_an_image(rows: Rows, ids: list[str]) -> None:
