@@ -253,10 +253,11 @@ def small_images(config: Config) -> str:
     from_scratch = not (config.pretrained or config.weights)
     if not backbone_names.is_coarse_from_scratch(config.backbone, config.stem, config.image_size, from_scratch):
         return ""
+    name = backbone_names.split(config.backbone)[0]
+    stem = ", and stem=small() keeps their size" if "resnet" in name or "resnext" in name else ""
     return (
-        f"{backbone_names.split(config.backbone)[0]} shrinks {config.image_size} px at once and starts from nothing; "
-        f"model=small_image is made for images of at most {backbone_names.SMALL_SIDE} px (for a timm ResNet: "
-        "stem=small())"
+        f"{name} shrinks {config.image_size} px at once and starts from nothing; model=small_image is made for images of "
+        f"at most {backbone_names.SMALL_SIDE} px{stem}"
     )
 
 

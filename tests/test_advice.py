@@ -180,7 +180,9 @@ def test_the_log_of_a_training_can_be_read(project):
 def test_small_images_from_scratch_are_pointed_to_their_model(project, changes, points):
     small.write(project.root)
     config = small.config(**{"backbone": "resnet18", "image_size": 64, **changes})
-    assert ("model=small_image" in advice.small_images(config)) == points
+    told = advice.small_images(config)
+    assert ("model=small_image" in told) == points
+    assert ("stem=small()" in told) == (points and "resnet" in config.backbone), "which is for ResNets"
 
 
 # --- fine-tuning ----------------------------------------------------------------------------------------------------
