@@ -256,8 +256,8 @@ def small_images(config: Config) -> str:
     name = backbone_names.split(config.backbone)[0]
     stem = ", and stem=small() keeps their size" if "resnet" in name or "resnext" in name else ""
     return (
-        f"{name} shrinks {config.image_size} px at once and starts from nothing; model=small_image is made for images of "
-        f"at most {backbone_names.SMALL_SIDE} px{stem}"
+        f"{name} shrinks {config.image_size} px at once and starts from nothing; model=small_image is made for images "
+        f"of at most {backbone_names.SMALL_SIDE} px{stem}"
     )
 
 

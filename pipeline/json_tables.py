@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -14,42 +15,64 @@ SAME = ("id", "image_id", "imageId")  # of one image; imageId: iMaterialist
 REGIONS = ("segmentation", "bbox", "keypoints")  # of annotations that say where, not what
 
 
+COLUMNS = {"id", "image", "image_id", "file", "file_name", "filename", "name"}  # of {column: [cells]}
+
+
 def parse(text: str, lines: bool = False) -> pd.DataFrame:
     """Read JSON as a table of texts; ValueError where it holds none.
 
     Known are {"images": […], "annotations": […]}, a row for each annotation with what is said of its image, or for each
-    image; lists of records; {name: label}, as columns ``id`` and ``label``. Lists of plain values become one cell with
-    blanks between. lines: each line is a record.
+    image; lists of records; {name: label}, as columns ``id`` and ``label``; {column: […]}, where one says that it holds
+    ids. Lists of plain values become one cell with blanks between; null and NaN are empty. lines: a record a line.
     """
-    content = [json.loads(line) for line in text.splitlines() if line.strip()] if lines else json.loads(text)
-    if isinstance(content, dict) and ("annotations" in content or "images" in content):
+    read = functools.partial(json.loads, parse_constant=lambda _: None)
+    content = [read(line) for line in text.splitlines() if line.strip()] if lines else read(text)
+    if isinstance(content, dict) and {"annotations", "images"} & content.keys():
         rows = _coco(content)
+    elif isinstance(content, dict) and _is_columns(content):
+        rows = [dict(zip(content, cells, strict=True)) for cells in zip(*content.values(), strict=True)]
     elif isinstance(content, dict):
         rows = [{"id": name, "label": label} for name, label in content.items()]
     else:
         rows = content
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError("it is no list of records, no labels by name, and has no images and annotations")
+    rows = _records(rows, "it is no list of records, no labels by name, and has no images and annotations")
     cells = [{str(name): _cell(value) for name, value in row.items()} for row in rows]
     return pd.DataFrame(cells, dtype=str).fillna("")
 
 
+def _is_columns(content: dict[str, Any]) -> bool:
+    lists = all(isinstance(value, list) for value in content.values())
+    return lists and len({len(value) for value in content.values()}) == 1 and bool(COLUMNS & {*map(str.lower, content)})
+
+
+def _records(rows: Any, otherwise: str) -> list[dict[str, Any]]:
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(otherwise)
+    return rows
+
+
 def _coco(content: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each annotation, or for each image where there are no annotations."""
-    images, annotations = content.get("images", []), content.get("annotations", [])
-    if not all(isinstance(row, dict) for row in [*images, *annotations]):
-        raise ValueError("its images or annotations are no records")
+    images, annotations = (
+        _records(content.get(name) or [], f"its {name} are no records") for name in ("images", "annotations")
+    )
     if any(row.get(key) for row in annotations for key in REGIONS):
         raise ValueError("its annotations are regions of images; tasks here want labels of whole images, or masks")
-    known = {_image_of(row): _named(row, SAME) for row in images}
+    known = {_image_of(row, SAME): _named(row, SAME) for row in images}
+    if len(known) < len(images):
+        raise ValueError(f"{len(images) - len(known)} of its images repeat the id of another")
     if not annotations:
         return list(known.values())
-    rows = [_named(row, SAME[1:]) for row in annotations]
-    return [{**known.get(row.get(IMAGE), {}), **_without(row, ("id",))} for row in rows]
+    own = SAME[1:]  # "id" is the annotation's
+    return [{**known.get(_image_of(row, own), {}), **_without(_named(row, own), ("id",))} for row in annotations]
 
 
-def _image_of(row: dict[str, Any]) -> Any:
-    return next((row[key] for key in SAME if key in row), None)
+def _image_of(row: dict[str, Any], keys: Iterable[str]) -> str:
+    """The id of a record's image, as a text: some files have numbers in one part and texts in the other."""
+    given = [row[key] for key in keys if isinstance(row.get(key), (str, int))]
+    if not given:
+        raise ValueError("one of its images or annotations has no image's id")
+    return str(given[0])
 
 
 def _named(row: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:

@@ -275,14 +275,14 @@ def planes_of(config: Config, competition: Competition, task: Task) -> Any:
     def make(row: int) -> np.ndarray:
         return worked(config, learned.planes(truth.one(row)))
 
-    key = artefacts.fingerprint("planes", competition.fingerprint, config.task, *_work(config))
+    key = artefacts.fingerprint("planes", competition.fingerprint, config.task, *work_size(config))
     return _build(config, f"planes-{key}", make, f"{competition.name} masks", sizes, task)
 
 
 def taught_by(config: Config, competition: Competition, task: Task, path: Path, sizes: np.ndarray) -> Any:
     """The same of the maps that a teacher predicted, in a file of predictions; sizes: (N, 2) of their images."""
     maps = Predictions.load(path).values
-    key = artefacts.fingerprint("taught", artefacts.file_digest(path), *_work(config))
+    key = artefacts.fingerprint("taught", artefacts.file_digest(path), *work_size(config))
 
     def make(row: int) -> np.ndarray:
         return worked(config, joined(levels(band) for band in maps.bands(row)))
@@ -310,16 +310,16 @@ def write_given(config: Config, path: Path, ids: np.ndarray, sizes: np.ndarray, 
     with ragged.writer(path.with_suffix(SUFFIX)) as out:
         for one in planes:
             out.add(worked(config, one))
-    save_maps(path, ids, out.shapes, sizes, "", PLANES, {"size": list(_work(config))})
+    save_maps(path, ids, out.shapes, sizes, "", PLANES, {"size": list(work_size(config))})
 
 
 def read_given(config: Config, path: Path, ids: np.ndarray) -> Given:
     """What ``write_given`` wrote, by the rows that have these ids."""
     found = Predictions.load(path)
-    if found.space != PLANES or found.made_by.get("size") != list(_work(config)):
+    if found.space != PLANES or found.made_by.get("size") != list(work_size(config)):
         raise UserError(
             f"{shown(path)} has planes made for {some(found.made_by.get('size', ['nothing']))}, but this run works at "
-            f"{some(_work(config))} (data.resize, and image_size or tiles.scale); make the labels anew for this run"
+            f"{some(work_size(config))} (data.resize, and image_size or tiles.scale); make the labels anew for this run"
         )
     return Given(found.values.pixels, places_of(ids, found.ids))
 
@@ -338,8 +338,8 @@ def worked(config: Config, planes: np.ndarray) -> np.ndarray:
     return square_planes(last, config.image_size, config.data.resize)
 
 
-def _work(config: Config) -> tuple[str, float]:
-    """What that size depends on."""
+def work_size(config: Config) -> tuple[str, float]:
+    """What the size depends on at which masks are learned: data.resize, and a scale or a side."""
     return config.data.resize, config.tiles.scale if config.data.resize == TILES else config.image_size
 
 

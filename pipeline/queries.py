@@ -18,10 +18,10 @@ from pipeline.config import Data
 from pipeline.errors import UserError, nearest, some
 from pipeline.patterns import is_image, without_suffix
 from pipeline.tables import check_ids, read_table
+from pipeline.texts import TABLES
 
 QUERIES = {"query", "queries", "probe", "probes"}
 GALLERY = {"gallery", "galleries", "index", "database", "reference", "references", "distractor", "distractors"}
-SUFFIXES = (".csv", ".tsv", ".csv.zip", ".csv.gz", ".tsv.zip")
 
 
 def asks(cells: pd.Series) -> np.ndarray:
@@ -37,7 +37,7 @@ def tells_roles(cells: pd.Series) -> bool:
 
 def is_table(name: str) -> bool:
     """Whether data.gallery names a csv, not a folder."""
-    return name.lower().endswith(SUFFIXES)
+    return name.lower().endswith(TABLES)
 
 
 def asked(data: Data, test: pd.DataFrame, where: str) -> pd.Series:

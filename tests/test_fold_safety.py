@@ -221,6 +221,9 @@ def test_rounds_train_as_the_run_but_for_what_the_command_line_says(root, projec
     assert made["tiny-r1"] | {"train.labels": ""} == made["tiny"] | {"epochs": 2, "lr": 1e-4}
     assert (made["tiny-r2"]["epochs"], made["tiny-r2"]["lr"]) == (2, 1e-4)
     assert made["tiny"]["epochs"] != 2
+    plain = project.run("stage=pseudo", "pseudo.threshold=0.9")
+    assert plain.code == 2
+    assert "the round tiny-r1 was trained with epochs=2, lr=0.0001; give that again to go on with it" in plain.err
 
 
 def test_a_rejected_round_ends_them_stays_on_disk_and_is_not_stacked(root, project, teacher, monkeypatch):

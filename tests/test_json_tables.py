@@ -31,6 +31,12 @@ def test_annotations_with_what_is_said_of_their_images():
     ]
 
 
+def test_ids_that_are_numbers_in_one_part_and_texts_in_the_other():
+    found = cells({"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": "1", "label": "x"}]})
+    assert found == [{"image_id": "1", "file_name": "a", "label": "x"}]
+    assert cells({"images": [], "annotations": None}) == []
+
+
 def test_images_without_annotations_have_the_same_column_of_ids():
     assert cells({"images": IMAGES})[0] == {"image_id": "7", "file_name": "a/7.jpg", "location": ""}
 
@@ -49,6 +55,8 @@ def test_records_lines_and_labels_by_name():
         {"file": "a.png", "label": "1.5", "other": ""}, {"file": "b.png", "label": "", "other": "True"},
     ]  # fmt: skip
     assert cells({"a.png": "cat", "b.png": 2}) == [{"id": "a.png", "label": "cat"}, {"id": "b.png", "label": "2"}]
+    assert cells({"id": ["a", "b"], "label": [1, 2]}) == [{"id": "a", "label": "1"}, {"id": "b", "label": "2"}]
+    assert cells([{"id": "a", "label": float("nan")}]) == [{"id": "a", "label": ""}]
     lines = "\n".join(map(json.dumps, records)) + "\n\n"
     assert json_tables.parse(lines, lines=True).to_dict("records") == cells(records)
 
@@ -64,6 +72,11 @@ def test_records_lines_and_labels_by_name():
         ('{"a": [[1]]}', "its records hold records or lists of lists"),
         ('{"a": ', "Expecting value"),
         ("[]", "has a header but no rows"),
+        ('{"images": 24, "labels": 3}', "its images are no records"),
+        ('{"images": [{"id": [1]}], "annotations": [{"image_id": 1}]}', "has no image's id"),
+        ('{"images": [{"name": "a"}]}', "has no image's id"),
+        ('{"images": [{"id": 1}, {"id": 1}]}', "1 of its images repeat the id of another"),
+        ("[" * 3000 + "]" * 3000, "train.json is no table"),
     ],
 )
 def test_what_is_no_table_is_told(tmp_path, text, says):
@@ -117,3 +130,19 @@ def test_json_that_is_no_table_is_let_be(project):
     assert ended.code == 0, ended.err
     assert "not read: " in ended.out
     assert "train_notes.json is no table" in ended.out
+
+
+def test_csv_stands_before_json_and_json_of_images_is_left_out(project):
+    herbarium(project)
+    folder = project.root / "data/herb"
+    images = json.loads((folder / "train_metadata.json").read_text())["images"]
+    labels = [f"{one['image_id']},{one['file_name']},{'abc'[k % 3]}" for k, one in enumerate(images)]
+    (folder / "train_metadata.csv").write_text("\n".join(["image_id,file_name,category_id", *labels]) + "\n")
+    tests = [f"{k},000/test-{k:03d}.png" for k in range(6)]
+    (folder / "test_metadata.csv").write_text("\n".join(["image_id,file_name", *tests]) + "\n")
+    for path in folder.glob("train_images/*/*.png"):
+        path.with_suffix(".json").write_text("{}")
+    ended = project.run("stage=new", "name=herb", "data=data/herb")
+    assert ended.code == 0, ended.err
+    assert settings.compose({"competition": "herb"}).data.train_csv == "train_metadata.csv"
+    assert "not read" not in ended.out

@@ -98,6 +98,71 @@ def test_a_column_for_each_pixel_and_no_ids(project, folder):
     assert known.test["id"].tolist() == [str(one) for one in range(1, TESTS + 1)]
 
 
+def test_other_tables_are_made_anew_and_a_folder_of_the_user_stays(project, folder):
+    assert new(project).code == 0
+    frame = pd.read_csv(folder / "train.csv")
+    frame[:-4].to_csv(folder / "train.csv", index=False)
+    ended = new(project, "overwrite=true")
+    assert ended.code == 0, ended.err
+    assert "of other tables, or made otherwise; it is made anew" in ended.out
+    assert f"{ROWS - 4} training rows" in ended.out
+    own = project.root / "data/other-images"
+    own.mkdir()
+    (own / "mine.txt").write_text("mine")
+    refused = new(project, name="other")
+    assert refused.code == 2
+    assert "data/other-images is there, and was not made by stage=new; give another name=NAME" in refused.err
+    assert (own / "mine.txt").read_text() == "mine"
+
+
+def test_training_rows_never_get_the_sample_s_ids(project, folder):
+    """As many rows as the sample asks for, and a column of ids that is called otherwise than the labels'."""
+    pd.read_csv(folder / "train.csv")[:TESTS].to_csv(folder / "train.csv", index=False)
+    pd.DataFrame({"Id": range(1, TESTS + 1), "Category": 0}).to_csv(folder / "sample_submission.csv", index=False)
+    pd.DataFrame({"Id": [1], "Category": 0}).to_csv(folder / "cnn_submission.csv", index=False)
+    assert new(project).code == 0
+    assert list(images(project, "train_images.zip"))[:2] == ["train_000001", "train_000002"]
+    assert list(images(project, "test_images.zip")) == [str(one) for one in range(1, TESTS + 1)]
+
+
+def test_colours_in_three_groups_of_columns(project, folder):
+    train, test = pictures(ROWS, SIDE, SIDE, 3), pictures(TESTS, SIDE, SIDE, 3, seed=1)
+    for name, part in (("train", train), ("test", test)):
+        groups = [columns(part[..., k], f"{letter}{{0}}") for k, letter in enumerate("rgb")]
+        frame = pd.DataFrame(groups[2] | groups[0] | groups[1])
+        frame.assign(**({"label": np.arange(ROWS) % 3} if name == "train" else {})).to_csv(
+            folder / f"{name}.csv", index=False
+        )
+    assert new(project).code == 0
+    np.testing.assert_array_equal(list(images(project, "train_images.zip").values()), train)
+
+
+@pytest.mark.parametrize(("mark", "encoding"), [(";", "utf-8"), ("\t", "utf-8"), (",", "utf-16")])
+def test_other_separators_and_encodings(project, folder, mark, encoding):
+    for path in folder.iterdir():
+        pd.read_csv(path).to_csv(path, index=False, sep=mark, encoding=encoding)
+    assert new(project).code == 0
+    np.testing.assert_array_equal(list(images(project, "train_images.zip").values()), pictures(ROWS, SIDE, SIDE))
+
+
+@pytest.mark.parametrize("form", ["[{}]", "{}"])
+def test_lists_in_cells(project, folder, form):
+    for name, part in (("train", pictures(ROWS, SIDE, SIDE)), ("test", pictures(TESTS, SIDE, SIDE, seed=1))):
+        cells = [form.format(", ".join(f"{one:.1f}" for one in image.ravel())) for image in part]
+        frame = pd.DataFrame({"pixels": cells, "label": np.arange(len(part)) % 3})
+        frame[["pixels", *(["label"] if name == "train" else [])]].to_csv(folder / f"{name}.csv", index=False)
+    assert new(project).code == 0
+    np.testing.assert_array_equal(list(images(project, "train_images.zip").values()), pictures(ROWS, SIDE, SIDE))
+
+
+def test_a_link_to_the_data_outside_of_the_project(project, folder, tmp_path):
+    outside = tmp_path / "downloads"
+    (project.root / "data").rename(outside)
+    os.symlink(outside, project.root / "data")
+    assert new(project).code == 0
+    assert settings.compose({"competition": "numbers"}).data.make.startswith("from_tables(source='numbers'")
+
+
 def test_the_files_are_made_again_where_they_are_gone(project, folder):
     assert new(project).code == 0
     before = images(project, "train_images.zip")
@@ -206,7 +271,7 @@ def test_a_solution_is_copied_and_never_looked_into(tmp_path, folder, monkeypatc
     seen, look = [], pixel_tables.look
     monkeypatch.setattr(pixel_tables, "look", lambda path: (seen.append(path.name), look(path))[1])
     pixel_tables.write(folder, tmp_path, Layout((SIDE, SIDE)))
-    assert seen == ["sample_submission.csv", "test.csv", "train.csv"]
+    assert seen == ["test.csv", "train.csv"]
     assert (tmp_path / "solution.csv").read_bytes() == (folder / "solution.csv").read_bytes()
     assert not (tmp_path / "solution_images.zip").exists()
 
@@ -220,8 +285,10 @@ def test_a_solution_is_copied_and_never_looked_into(tmp_path, folder, monkeypatc
         pd.DataFrame(np.random.default_rng(0).normal(size=(9, 64)), columns=[f"f_{k}" for k in range(64)]),
         pd.DataFrame(np.zeros((9, 40), int), columns=[f"pixel{k}" for k in range(40)]),
         pd.DataFrame({"text": ["a word and 3 numbers"] * 9}),
+        pd.DataFrame(np.full((9, 64), 0.5), columns=[f"feature_{k}" for k in range(64)]),
+        pd.DataFrame(np.ones((9, 128), int), columns=[f"{one}{k}" for one in ("margin", "shape") for k in range(64)]),
     ],
-    ids=["negative", "few", "words"],
+    ids=["negative", "few", "words", "fractions", "groups"],
 )
 def test_other_numbers_are_no_images(project, folder, frame):
     for path in folder.iterdir():
@@ -231,6 +298,13 @@ def test_other_numbers_are_no_images(project, folder, frame):
     assert ended.code == 2
     assert "holds no images" in ended.err
     assert not (project.root / "data/numbers-images").exists()
+
+
+def test_an_archive_beside_the_tables_is_to_be_unpacked_first(project, folder):
+    (folder / "images.tar").write_bytes(b"not unpacked")
+    ended = new(project)
+    assert ended.code == 2
+    assert "unpack images.tar first" in ended.err
 
 
 def test_a_table_without_a_header_is_none(tmp_path):
@@ -261,9 +335,8 @@ def spoil(folder: Path, file: str, change) -> None:
         ("train.csv", lambda one: one.assign(pixel64="0"), "test.csv: 64 pixels a row; train.csv: 65 pixels a row"),
     ],
 )
-def test_what_is_wrong_is_said_and_nothing_is_left(project, folder, monkeypatch, file, change, says):
+def test_what_is_wrong_is_said_and_nothing_is_left(project, folder, file, change, says):
     spoil(folder, file, change)
-    monkeypatch.setattr(pixel_tables.look, "__defaults__", (20,))  # the first rows: what is wrong comes behind them
     ended = new(project)
     assert ended.code == 2
     assert says in ended.err
@@ -276,9 +349,12 @@ def test_a_layout_that_is_given_wins_and_must_fit(project, folder):
     shape = new(project, "data.make=from_tables(source='numbers', shape=(4, 16))")
     assert shape.code == 0, shape.err
     assert next(iter(images(project, "train_images.zip").values())).shape == (4, 16)
-    other = new(project)
-    assert other.code == 2
-    assert "is there, but not by from_tables(source='numbers', shape=(8, 8), planes=False, white=255)" in other.err
+    again = new(project, "data.make=from_tables(source='numbers', shape=(4, 16), white=255.0)")
+    assert "writing them as files" not in again.out, "the same, written otherwise"
+    other = new(project, "overwrite=true")
+    assert other.code == 0, other.err
+    assert "it is made anew" in other.out
+    assert next(iter(images(project, "train_images.zip").values())).shape == (8, 8)
     for words, says in (
         ("shape=(4, 4)", "64 pixels, but shape=4×4 has 16"),
         ("shape=(8, 8), white=100", "but 0 to white=100; set white=255"),

@@ -143,6 +143,21 @@ def test_what_is_missing_is_made_again_and_nothing_else(project) -> None:
     assert "came out differently" in refused.err
 
 
+def test_a_round_at_another_size_learns_planes_of_that_size(project) -> None:
+    small_tasks.write_masks(project.root, "masks", rows=10)
+    for words in (
+        ("stage=train",),
+        ("stage=predict",),
+        ("stage=pseudo", "image_size=8"),
+        ("stage=pseudo", "image_size=8"),
+    ):
+        ended = project.run("epochs=1", "pseudo.threshold=0.5", *words)
+        assert ended.code == 0, ended.err
+    assert "train tiny-r1" not in ended.out, "the second time all is there"
+    found = Predictions.load(project.root / "runs/drawn/tiny-r1/labels-r1-fold0.npz")
+    assert found.made_by["size"] == ["stretch", 8]
+
+
 def test_labels_whose_planes_were_changed_are_refused(project) -> None:
     small_tasks.write_masks(project.root, "masks", rows=10)
     for stage in ("train", "predict", "pseudo"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import tables
+from pipeline import texts
 from pipeline.errors import UserError
 from pipeline.tables import read_table
 
@@ -19,7 +19,7 @@ ROWS = [["007", "naïve"], ["010", "NA"]]
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIPELINE_ROOT", str(tmp_path))
-    tables.warn_once.cache_clear()
+    texts.warn_once.cache_clear()
     return tmp_path / "train.csv"
 
 

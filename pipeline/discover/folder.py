@@ -14,10 +14,10 @@ from pipeline import json_tables
 from pipeline.artefacts import shown
 from pipeline.errors import UserError, some
 from pipeline.files import find
-from pipeline.patterns import is_image
+from pipeline.patterns import is_image, without_suffix
 from pipeline.tables import read_table
+from pipeline.texts import SECRET, TABLES
 
-TABLES = (".csv", ".tsv", ".csv.zip", ".csv.gz", ".tsv.zip", *json_tables.SUFFIXES)
 PLAIN = {
     "", ".csv", ".db", ".doc", ".docx", ".gz", ".h5", ".hdf5", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log",
     ".md", ".npz", ".parquet", ".pdf", ".pkl", ".py", ".rst", ".rtf", ".tar", ".tfrec", ".tfrecord", ".tgz", ".tsv",
@@ -25,9 +25,8 @@ PLAIN = {
 }  # fmt: skip
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"\x93NUMPY", b"P5", b"P6")
 MOST_TABLES = 40
-LARGEST_TABLE = 2**29  # bytes
+LARGEST_TABLE, LARGEST_JSON = 2**29, 2**28  # bytes; JSON takes several times its size in memory
 NEEDED = re.compile("train|test|label|target|sample|sub", re.IGNORECASE)  # names of tables that must be sound
-SECRET = "solution"  # the answers of the test rows, which only stage=score may read
 DEPTH = 4
 
 
@@ -56,7 +55,7 @@ def scan(path: Path) -> Folder:
     if not images:
         raise UserError(_no_images(path, names, others))
     notes = list(place.notes)
-    return Folder(path, images, _read_tables(path, _tables(names), notes), others, place.members, notes)
+    return Folder(path, images, _read_tables(path, _tables(names, images), notes), others, place.members, notes)
 
 
 def descend(path: Path) -> Path:
@@ -113,34 +112,52 @@ def _no_images(path: Path, files: list[str], others: Counter[str]) -> str:
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
-def _tables(names: list[str]) -> list[str]:
-    """The tables among the files; a zip named like a csv is one, whatever it holds."""
+def is_json(name: str) -> bool:
+    """Whether a table is JSON, which stands behind csv where both say the same."""
+    return name.lower().endswith(json_tables.SUFFIXES)
+
+
+def _tables(names: list[str], images: list[str]) -> list[str]:
+    """The tables among the files; a zip named like a csv is one, JSON with an image's own name is none."""
     heads = [name[: name.lower().index(".csv.zip/") + len(".csv.zip")] for name in names if ".csv.zip/" in name.lower()]
     found = {name for name in names if name.lower().endswith(TABLES) and ".zip/" not in name.lower()} | set(heads)
-    return sorted(name for name in found if SECRET not in name.rpartition("/")[2].lower())
+    stems = {without_suffix(image.rpartition("/")[2]) for image in images}
+    own = {name for name in found if is_json(name) and name.rpartition("/")[2].rpartition(".")[0] in stems}
+    return sorted(name for name in found - own if SECRET not in name.rpartition("/")[2].lower())
 
 
 def _read_tables(path: Path, names: list[str], notes: list[str]) -> dict[str, pd.DataFrame]:
-    places = Counter(top(name) for name in names)
-    crowded = [place for place, count in places.items() if count > MOST_TABLES]
-    if crowded:
-        notes.append(
-            f"{places[crowded[0]]} csv files in {crowded[0] or '.'} are not read: too many to be tables of rows"
-        )
     tables: dict[str, pd.DataFrame] = {}
-    for name in names:
-        if top(name) in crowded or (name.lower().endswith((".zip", ".gz")) and name.rpartition(".")[0] in names):
+    odd: list[str] = []  # what is said of JSON that is no table
+    for name in _few(names, notes):
+        if name.lower().endswith((".zip", ".gz")) and name.rpartition(".")[0] in names:
             continue  # the table was unpacked beside itself
-        if (path / name).stat().st_size > LARGEST_TABLE:
-            notes.append(f"{name} is not read: over {LARGEST_TABLE / 1e6:.0f} MB")
+        limit = LARGEST_JSON if is_json(name) else LARGEST_TABLE
+        if (path / name).stat().st_size > limit:
+            notes.append(f"{name} is not read: over {limit / 1e6:.0f} MB")
             continue
         try:
             tables[name] = read_table(path / name)
         except UserError as fault:
-            if NEEDED.search(name.rpartition("/")[2]) and not name.lower().endswith(json_tables.SUFFIXES):
+            if is_json(name):
+                odd.append(str(fault))
+            elif NEEDED.search(name.rpartition("/")[2]):
                 raise
-            notes.append(f"not read: {fault}")
+            else:
+                notes.append(f"not read: {fault}")
+    if odd:
+        notes.append(f"not read: {odd[0]}" + (f"; {len(odd) - 1} more .json neither" if len(odd) > 1 else ""))
     return tables
+
+
+def _few(names: list[str], notes: list[str]) -> list[str]:
+    """The tables without those of folders that hold too many of one kind: they are no tables of rows."""
+    places = Counter((top(name), is_json(name)) for name in names)
+    for (place, json), count in places.items():
+        if count > MOST_TABLES:
+            kind = "json" if json else "csv"
+            notes.append(f"{count} {kind} files in {place or '.'} are not read: too many to be tables of rows")
+    return [name for name in names if places[top(name), is_json(name)] <= MOST_TABLES]
 
 
 def listed(names: list[str], limit: int = 5) -> str:

@@ -19,8 +19,9 @@ MAKER = "from_tables"
 
 @dataclass(frozen=True)
 class Made:
-    """The folder that is to hold the files, and the call that makes it: ``data.make``. told: what was seen."""
+    """Where the tables lie, the folder of the files, and the call that makes it: ``data.make``. told: what was seen."""
 
+    source: Path
     folder: Path
     maker: str
     told: str
@@ -33,7 +34,9 @@ def images_in_tables(folder: Path, name: str, given: str) -> Made | None:
     """
     source = descend(folder)
     place = find(source, "")
-    if any(is_image(file) for file in (*place.files, *place.members)):
+    files = [*place.files, *place.members]
+    made = {path.parent.name for path in source.glob(f"*/{pixel_tables.RECORD}")}  # which lie beside their tables
+    if any(is_image(file) and file.partition("/")[0] not in made for file in files) or any(map(_is_archive, files)):
         return None
     tables = pixel_tables.find(source)
     if not tables:
@@ -42,20 +45,28 @@ def images_in_tables(folder: Path, name: str, given: str) -> Made | None:
     counts = {file: pixels.count for file, pixels in tables.items()}
     told = "; ".join(f"{file}: {count} pixels a row" for file, count in counts.items())
     if given:
-        return Made(target, given, told)
+        return Made(source, target, given, told)
     called = _relative(source, target.parent)
     layout = pixel_tables.layout(list(tables.values())) if len(set(counts.values())) == 1 else None
     if layout is None:
         high = max(float(pixels.head.max()) for pixels in tables.values())
         raise UserError(
             f"{shown(source)} holds its images in tables, but their shape is not to be seen ({told}; numbers up to "
-            f'{high:g}); say it: "data.make={MAKER}(source={called!r}, shape=(28, 28), white={max(high, 1):g})"'
+            f'{high:g}); say it: "data.make={MAKER}(source={called!r}, shape=(HEIGHT, WIDTH), white={max(high, 1):g})"'
         )
     more = ", planes=True" if layout.planes else ""
-    return Made(target, f"{MAKER}(source={called!r}, shape={layout.shape}{more}, white={layout.white:g})", told)
+    call = f"{MAKER}(source={called!r}, shape={layout.shape}{more}, white={layout.white:g})"
+    return Made(source, target, call, told)
+
+
+def _is_archive(file: str) -> bool:
+    """Whether a file may hold the images: then it is to be unpacked."""
+    return file.lower().endswith((".tar", ".tgz", ".tar.gz", ".7z", ".rar"))
 
 
 def _relative(source: Path, home: Path) -> str:
     """The folder of the tables from where the made one will lie, if it is in the project too; else its whole path."""
-    inside = source.is_relative_to(root()) or source.resolve().is_relative_to(root().resolve())
-    return Path(os.path.relpath(source, home)).as_posix() if inside else str(source)
+    real, inside = source.resolve(), (root().resolve(), home.resolve())
+    if any(real.is_relative_to(place) for place in inside):
+        return Path(os.path.relpath(real, home.resolve())).as_posix()
+    return str(source)

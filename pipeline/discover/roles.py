@@ -10,7 +10,7 @@ import pandas as pd
 from pipeline.artefacts import shown
 from pipeline.discover.columns import column, words
 from pipeline.discover.draft import Draft
-from pipeline.discover.folder import Folder, listed
+from pipeline.discover.folder import Folder, is_json, listed
 from pipeline.discover.matching import Files, column_share, hint, leaving, match, nothing_fits
 from pipeline.errors import UserError, some
 from pipeline.patterns import COVERED, classes_of
@@ -35,7 +35,9 @@ def find_sample(tables: dict[str, pd.DataFrame], files: Files) -> str:
     speaking = [name for name, table in tables.items() if "train" not in said(name) and table.shape[1] > 1]
     found = [name for name in speaking if said(name) & SAMPLES or said(name) & {"sample", "example"}]
     best = {name: column_share(tables[name], str(tables[name].columns[0]), files) for name in found}
-    return max(found, key=lambda name: (best[name], "sample" in said(name), len(tables[name])), default="")
+    return max(
+        found, key=lambda name: (best[name], "sample" in said(name), not is_json(name), len(tables[name])), default=""
+    )
 
 
 def find_train(folder: Folder, files: Files, sample: str, draft: Draft) -> str:
@@ -49,7 +51,8 @@ def find_train(folder: Folder, files: Files, sample: str, draft: Draft) -> str:
         column_ = draft.given.get("data.id") or _best(table, files, known)[0]
         share = _fit(table, column_, files, draft) if column_ in table.columns else 0.0
         speaks = said(name)
-        order = (share > FEW, holds(table, known), "train" in speaks, "training" in speaks, bool(speaks & LABELS))
+        called = ("train" in speaks, "training" in speaks, bool(speaks & LABELS))
+        order = (share > FEW, holds(table, known), not is_json(name), *called)
         ranked.append((order, share, len(table), name, column_))
     given = draft.given.get("data.id")
     if given and not any(given in table.columns for table in labelled.values()):

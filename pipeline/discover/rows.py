@@ -12,7 +12,7 @@ import pandas as pd
 from pipeline.artefacts import shown
 from pipeline.discover.columns import words
 from pipeline.discover.draft import Draft
-from pipeline.discover.folder import Folder, top
+from pipeline.discover.folder import Folder, is_json, top
 from pipeline.discover.matching import (
     Files,
     Match,
@@ -153,7 +153,7 @@ def _test(rows: Rows, draft: Draft) -> str:
         same = bool(wanted) and set(table[rows.id]) == wanted
         told = column_share(table, rows.named, rows.files) > FEW
         if ((named or same) and told) or (named and (rows.matched.patterns or _naming_both(rows, table))):
-            fits.append((same, named, len(table), name))
+            fits.append((same, named, not is_json(name), len(table), name))
     return max(fits)[-1] if fits else ""
 
 

@@ -84,7 +84,8 @@ def from_tables(
         )
     pixel_tables.write(place, folder, pixel_tables.Layout(tuple(shape), planes, white))
     call = f"from_tables(source={source!r}, shape={shape!r}, planes={planes!r}, white={white!r})"
-    (folder / pixel_tables.RECORD).write_text(json.dumps({"make": call}) + "\n", encoding="utf-8")
+    record = json.dumps({"make": call, "tables": pixel_tables.state(place)}, indent=1) + "\n"
+    (folder / pixel_tables.RECORD).write_text(record, encoding="utf-8")
 
 
 @part(source="scikit-learn load_digits on load_sample_images (china.jpg, flower.jpg)")

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import advice, artefacts, competition, registry, tasks
+from pipeline import advice, artefacts, competition, pixel_tables, registry, tasks
 from pipeline import config as settings
 from pipeline.artefacts import safe_name, shown
 from pipeline.config import Config, root
@@ -77,12 +78,17 @@ def _made(folder: Path, name: str, given: dict[str, Any]) -> Made | None:
     made = images_in_tables(folder, name, str(given.get("data.make", "")))
     if made is None:
         return None
-    record, call = made.folder / RECORD, registry.complete("makers", made.maker)
-    if not made.folder.is_dir():
-        say(f"{shown(folder)} holds its images in tables ({made.told}); writing them as files …")
+    record = made.folder / RECORD
+    known = artefacts.read_json(record) if record.is_file() else {}
+    if made.folder.exists() and not known:
+        raise UserError(f"{shown(made.folder)} is there, and was not made by stage=new; give another name=NAME")
+    call = registry.parse(registry.complete("makers", made.maker))
+    if known and (registry.parse(known["make"]) != call or known["tables"] != pixel_tables.state(made.source)):
+        say(f"{shown(made.folder)}: of other tables, or made otherwise; it is made anew")
+        shutil.rmtree(made.folder)
+    if not made.folder.exists():
+        say(f"{shown(made.source)} holds its images in tables ({made.told}); writing them as files …")
         competition.make(made.folder, made.maker)
-    elif not record.is_file() or artefacts.read_json(record) != {"make": call}:
-        raise UserError(f"{shown(made.folder)} is there, but not by {call}; remove it, or give another name=NAME")
     return made
 
 

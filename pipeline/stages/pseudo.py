@@ -12,9 +12,9 @@ import pandas as pd
 
 from pipeline import artefacts, evaluate, masked
 from pipeline.artefacts import shown
-from pipeline.config import Config, replace, root, scoped
+from pipeline.config import Config, replace, root, same, scoped
 from pipeline.console import Outcome, say, warn
-from pipeline.errors import UserError
+from pipeline.errors import UserError, some
 from pipeline.maps import joined
 from pipeline.runs import Run, test_parts
 from pipeline.stages import predict, train
@@ -58,6 +58,17 @@ def given(config: Config) -> dict[str, Any]:
     return {key.replace(".", "__"): value for key, value in scoped(config, "run").items() if key in config.asked}
 
 
+def check_settings(student: Run) -> None:
+    """UserError where a round is there that other settings trained: of a round, another name would be another run's."""
+    settings, before = student.settings(), student.stored().get("settings", {})
+    other = [f"{key}={before[key]}" for key, value in settings.items() if not same(key, before.get(key, value), value)]
+    if other and student.begun() and not student.config.overwrite:
+        raise UserError(
+            f"the round {student.name} was trained with {some(other, 8)}; give that again to go on with it, or "
+            "overwrite=true to train it anew"
+        )
+
+
 def run_round(teacher: Run, name: str, number: int, other: dict[str, Any]) -> tuple[Outcome, Run | None]:
     """One round: label the test rows, train and predict with them, compare OOF with the teacher's.
 
@@ -86,8 +97,9 @@ def _round(teacher: Run, name: str, number: int, other: dict[str, Any]) -> tuple
 
     labels = str(path.relative_to(root()))
     config = replace(student.config, run=name, fold=["all"], overwrite=False, train__labels=labels)
-    trained, predicted = train.run(config)[0], predict.run(config)[0]
     student = Run(config, name)
+    check_settings(student)
+    trained, predicted = train.run(config)[0], predict.run(config)[0]
     gain, error = compare(teacher, student)
     better = gain > error
     verdict = f"OOF {gain:+.4f} ± {error:.4f} against {teacher.name}"
@@ -115,7 +127,9 @@ def write_map_labels(teacher: Run, student: Run, path: Path, threshold: float) -
     """The same of masks: the planes to learn lie beside the table, a file a member, which the table tells by digest."""
     pseudo, config, record = teacher.config.pseudo, teacher.config, path.with_suffix(".json")
     tests = [artefacts.file_digest(teacher.need((fold,), "test.npz")) for fold in range(teacher.count)]
-    print_ = artefacts.fingerprint(tests, threshold, pseudo.cap, pseudo.soft, pseudo.weight)
+    size = masked.work_size(student.config)
+    resized = [] if size == masked.work_size(config) else [size]
+    print_ = artefacts.fingerprint(tests, threshold, pseudo.cap, pseudo.soft, pseudo.weight, *resized)
     known = None if config.overwrite else artefacts.finished(record, print_, path)
     other = not artefacts.finished(record, print_) and artefacts.recorded(record)
     files = [path.parent / name for name in known["files"]] if known else []
@@ -128,7 +142,7 @@ def write_map_labels(teacher: Run, student: Run, path: Path, threshold: float) -
     if other:  # else the same teacher gives the same planes again, where some were lost
         student.keep(shown(path))
     members = frame.groupby("for_fold")["id"]
-    digests = {fold: _write_planes(teacher, path, fold, ids, threshold) for fold, ids in members}
+    digests = {fold: _write_planes(teacher, student, path, fold, ids, threshold) for fold, ids in members}
     frame = frame.assign(planes=frame["for_fold"].map(digests))
     _write(student, path, frame)
     files = [masked.given_file(path, fold).name for fold in digests]
@@ -136,17 +150,17 @@ def write_map_labels(teacher: Run, student: Run, path: Path, threshold: float) -
     return frame
 
 
-def _write_planes(teacher: Run, path: Path, fold: int, ids: pd.Series, threshold: float) -> str:
-    """Write the planes that a member's test maps give it to learn; returns their file's digest."""
+def _write_planes(teacher: Run, student: Run, path: Path, fold: int, ids: pd.Series, threshold: float) -> str:
+    """Write the planes that a member's test maps give it to learn, as the student sizes them; returns their digest."""
     config, competition = teacher.config, teacher.competition
     task: Any = task_for(config, competition)
     maps = artefacts.Predictions.load(teacher.need((fold,), "test.npz")).align(ids.to_numpy()).values
     soft = config.pseudo.soft
     planes = (joined(task.pseudo_planes(b, threshold, soft) for b in maps.bands(row)) for row in range(len(maps)))
     places = masked.places_of(ids.to_numpy(), competition.test["id"].to_numpy())
-    sizes = masked.sizes_of(config, competition, competition.test["file"].to_numpy()[places].tolist())
+    sizes = masked.sizes_of(student.config, competition, competition.test["file"].to_numpy()[places].tolist())
     file = masked.given_file(path, fold)
-    masked.write_given(config, file, ids.to_numpy(), sizes, planes)
+    masked.write_given(student.config, file, ids.to_numpy(), sizes, planes)
     return artefacts.file_digest(file)
 
 
