@@ -134,10 +134,10 @@ def _load(
     found = _images(folder, data, data.train_images, table, data.train_csv)
     train = pd.DataFrame({"id": table[data.id], "file": found}, dtype=str)
     sample, test_table, test = _tests(folder, data, mask if form else None, long)
-    both = train.merge(test, on=["id", "file"])["id"]
+    both = train["file"][train["file"].isin(test["file"])]
     if len(both):
         raise UserError(
-            f"{name}: {len(both)} images are training and test rows at once: {some(both)}; "
+            f"{name}: {len(both)} images are training and test rows at once: {some(map(files.label, both))}; "
             "remove them from one table, or correct data.test_csv, data.sample or data.test_images"
         )
     print_, more = _print(folder, data, [*train["file"], *test["file"]]), unlabelled.rows(folder, data, train, test)
@@ -214,6 +214,8 @@ def _tests(
     folder: Path, data: Data, mask: Mask | None, long: Long | None
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """The sample submission, the test table with the rows of the gallery, and the ids and files of both."""
+    if data.hidden:
+        return _hidden(folder, data)
     sample, table = _test_tables(folder, data, mask, long)
     found = _images(folder, data, data.test_images, table, data.test_csv)
     if data.gallery:
@@ -221,6 +223,21 @@ def _tests(
         found += _images(folder, data, place, more.assign(**{data.image or data.id: called}), data.gallery)
         table = pd.concat([table, more], ignore_index=True).fillna("")
     return sample, table, pd.DataFrame({"id": table[data.id], "file": found}, dtype=str)
+
+
+def _hidden(folder: Path, data: Data) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The same where no test images are there: no rows, under the columns that the tables have."""
+    if data.gallery or data.role:
+        raise UserError(
+            "data.hidden=true, but queries search images that are there; leave out data.gallery and data.role"
+        )
+    sample = pd.DataFrame(columns=[data.id, *data.target], dtype=str)
+    table = pd.DataFrame(columns=[data.id], dtype=str)
+    if data.sample:
+        sample = read_table(folder / data.sample, key="data.sample", empty=True).iloc[:0]
+    if data.test_csv:
+        table = read_table(folder / data.test_csv, {data.id: "data.id"}, key="data.test_csv", empty=True).iloc[:0]
+    return sample, table, pd.DataFrame({"id": [], "file": []}, dtype=str)
 
 
 def _print(folder: Path, data: Data, images: list[str]) -> str:

@@ -72,6 +72,9 @@ class Data:
     sample: str = option("sample_submission.csv", "sample submission, in data.folder; empty: ids and target columns")
     train_images: str = option("train_images", "folder (or zip) of the training images, in data.folder", scope="run")
     test_images: str = option("test_images", "folder (or zip) of the test images, in data.folder", scope="run")
+    hidden: bool = option(
+        False, "no test images are here, as in a code competition or where none are asked for: none is predicted"
+    )
     id: str = option("id", "column of the image ids, in train and test tables", scope="run")
     image: str = option(
         "", "column of the images' names, in train and test tables, where ids are none; empty: data.id", scope="run"

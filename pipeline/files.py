@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -245,9 +246,10 @@ def resolve(
 
     An id is a file's name or its path below the subfolder, with or without suffix. Where an id fits no file like that,
     these count too if each leads to a file that no other id means: another image suffix, other upper and lower case,
-    leading zeros of a number. patterns (data.files) say instead what an id's files are called; several are the channels
-    of one image. UserError for ids that would leave the folder, that fit several files, or that fit none; forgiving:
-    the first of several counts, and an id without a file gets a spec that leads to none.
+    leading zeros of a number, first folders that are not here. patterns (data.files) say instead what an id's files are
+    called; several are the channels of one image. UserError for ids that would leave the folder, that fit several
+    files, or that fit none; forgiving: the first of several counts, and an id without a file gets a spec that leads to
+    none.
     """
     outside = [repr(name) for name in ids if _leaves(name)]
     if outside:
@@ -354,7 +356,7 @@ class _Names:
             counts.update({fits[0] for fits in found if fits})
             sure = {name: fits for name, fits in fresh.items() if len(fits) > 1 or (fits and counts[fits[0]] == 1)}
             found = [fits or sure.get(name, ()) for name, fits in zip(ids, found, strict=True)]
-        return found
+        return found if any(found) else self._below(ids) or found
 
     @functools.cached_property
     def _images(self) -> list[str]:
@@ -378,6 +380,20 @@ class _Names:
         known = _unambiguous((_number(_name(file)), file) for file in self._images)
         numbers = {name: _number(name) for name in ids}
         return {name: [known[number]] if number and number in known else [] for name, number in numbers.items()}
+
+    def _below(self, ids: Sequence[str]) -> list[Sequence[str]]:
+        """The files of paths that all begin with folders which are not here, of ``\\`` as of ``/``; else none.
+
+        For all or none, so that an image that is missing never becomes another one of its name.
+        """
+        paths = [name.replace("\\", "/").split("/") for name in ids]
+        levels = zip(*(path[:-1] for path in paths), strict=False)
+        shared = [*itertools.takewhile(lambda names: len({*names}) == 1, levels)] if len({*ids}) > 1 else []
+        for depth in range(len(shared) + 1):
+            found = self.exact(["/".join(path[depth:]) for path in paths])
+            if 2 * sum(len(fits) == 1 for fits in found) > len(found):
+                return found
+        return []
 
 
 def _name(file: str) -> str:

@@ -32,6 +32,7 @@ FEATURES = "features.json"  # beside a level 2: see features.coding
 MEASURED = 64  # test rows on which rounded weights are compared
 HERE = {  # what the package's config says whatever the project's does
     "stage": "answer", "data.packed": TRAINING, "data.folder": INPUT, "data.make": "", "data.extra": "",
+    "data.hidden": False,
     "data.unlabelled": "", "fold": ["all"], "source": "", "submission": "", "solution": "", "blend": [], "oof": "",
     "test": "", "budget": "", "run": "", "overwrite": False, "debug": False, "device": "auto", "devices": 1,
     "parallel": "folds", "jobs": 0, "launcher": "local()", "loader": "auto", "name": "",

@@ -12,13 +12,16 @@ from pipeline.artefacts import shown
 from pipeline.errors import UserError, nearest, some
 
 
-def read_table(path: Path, columns: dict[str, str] | None = None, key: str = "") -> pd.DataFrame:
+def read_table(
+    path: Path, columns: dict[str, str] | None = None, key: str = "", *, empty: bool = False
+) -> pd.DataFrame:
     """Read a csv, every cell as text (missing cells of short rows are empty).
 
     Reads UTF-8 and UTF-16 with or without byte order mark, else Windows' western encoding, which it says; any line
     ends; semicolons, tabs or bars where the header has no comma; a csv inside a zip or gz; JSON that is a table
     (``json_tables.parse``). columns: the columns that must be there, each with the key that named it. key: the key that
-    named the file. Raises UserError for a missing, empty or damaged file, and for missing columns.
+    named the file. empty: a header alone will do. Raises UserError for a missing, empty or damaged file, and for
+    missing columns.
     """
     name = shown(path)
     if not path.is_file():
@@ -28,7 +31,7 @@ def read_table(path: Path, columns: dict[str, str] | None = None, key: str = "")
     frame = texts.frame(texts.read(path, name), name)
     for column, setter in (columns or {}).items():
         _require(frame, column, setter, name)
-    if frame.empty:
+    if frame.empty and not empty:
         raise UserError(f"{name} has a header but no rows; unpack or download it again")
     return frame
 

@@ -123,6 +123,23 @@ def test_resolve_against_a_slow_reference(tree: set[str], name: str) -> None:
         assert resolve(Path(folder), "", sorted(tree)) == sorted(tree)
 
 
+def test_paths_that_all_begin_with_folders_which_are_not_here(tmp_path):
+    touch(tmp_path, "train/p1/a.png", "train/p2/a.png", "train/p2/b.png")
+    for head in ("Set-v1.0/train/", "https://x.org/data/train/", "Set\\train\\"):
+        ids = [f"{head}p1/a.png", f"{head}p2/a.png"]
+        assert resolve(tmp_path, "train", ids) == ["train/p1/a.png", "train/p2/a.png"]
+    with pytest.raises(UserError, match="1 of 3 ids have no image"):
+        resolve(tmp_path, "train", ["Set/p1/a.png", "Set/p2/a.png", "Set/p3/a.png"])
+
+
+def test_a_missing_image_never_becomes_another_of_its_name(tmp_path):
+    touch(tmp_path, "dog/1.png", "dog/2.png")
+    with pytest.raises(UserError, match="1 of 2 ids have no image"):
+        resolve(tmp_path, "", ["cat/1.png", "dog/2.png"])
+    with pytest.raises(UserError, match="have no image"):
+        resolve(tmp_path, "", ["cat/1.png"])
+
+
 # --- an id that fits no file as it stands -------------------------------------------------------------------------
 
 

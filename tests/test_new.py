@@ -1095,7 +1095,7 @@ def test_classes_in_the_names_of_files_are_explained(project):
         project, "named"
     )
     assert "data.named=abc, but it needs {label} and {number}" in refused(project, "named", "data.named=abc")
-    assert new(project, "named", "data.named={label}.{number}.left", "data.test_images=").code == 0
+    assert new(project, "named", "data.named={label}.{number}.left", "data.hidden=true").code == 0
 
 
 def test_folders_of_masks_are_segmentation_and_no_classes(project):

@@ -166,12 +166,29 @@ def test_ids_that_collide_between_queries_and_gallery_are_refused(project):
     assert "called like test rows: q1.png" in refused(project, "searched_folders")
 
 
+def made(project, cells, sample):
+    """A competition with these labels in turn, whose sample shows one cell."""
+    folder = project.root / "data/made"
+    for row in range(36):
+        drawn.save(folder / ("train" if row < 30 else "test") / f"s{row}.png", drawn.picture(row % 3, row, side=12))
+    drawn.table(folder / "train.csv", "id,label", ((f"s{row}", cells[row % len(cells)]) for row in range(30)))
+    drawn.table(folder / "sample_submission.csv", "id,label", ((f"s{row}", sample) for row in range(30, 36)))
+
+
+@pytest.mark.parametrize("sample", ["cat 0.5", "cat 0.9 0 0 5 5", "a small brown animal"])
+def test_answers_that_are_no_classes_are_refused(project, sample):
+    made(project, ["cat", "dog", "owl"], sample)
+    ended = project.run("stage=new", "name=made", "data=data/made")
+    assert ended.code == 2
+    assert f"sample_submission.csv shows {sample!r}, but the classes are cat, dog, owl" in ended.err
+    assert project.run("stage=new", "name=made", "data=data/made", "data.sample=").code == 0
+
+
 @pytest.mark.parametrize(
     ("cells", "sample", "task"),
     [
         (["cat", "dog", "unknown"], "unknown", "multiclass"),
         (["cat", "dog", "owl"], "cat dog owl", "multiclass"),
-        (["cat", "dog", "owl"], "cat 0.5", "multiclass"),
         (["new_york", "oslo", "rome"], "new_york oslo rome", "multiclass"),
         (["cat", "dog", "owl"], "cat dog new_animal", "retrieval(kind='labels', new='new_animal')"),
         (["new_elk", "new_elk", "e1", "new_elk", "e2"], "new_elk e1 e2", "retrieval(kind='labels', new='new_elk')"),
@@ -179,10 +196,6 @@ def test_ids_that_collide_between_queries_and_gallery_are_refused(project):
     ],
 )
 def test_labels_are_a_search_only_where_one_of_them_is_for_what_is_new(project, cells, sample, task):
-    folder = project.root / "data/made"
-    for row in range(36):
-        drawn.save(folder / ("train" if row < 30 else "test") / f"s{row}.png", drawn.picture(row % 3, row, side=12))
-    drawn.table(folder / "train.csv", "id,label", ((f"s{row}", cells[row % len(cells)]) for row in range(30)))
-    drawn.table(folder / "sample_submission.csv", "id,label", ((f"s{row}", sample) for row in range(30, 36)))
+    made(project, cells, sample)
     new(project, "made")
     assert settings.read_layer(settings.Path("configs/competition/made.yaml"))["task"] == task

@@ -164,6 +164,24 @@ def check_values(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ours.values, usual.values)
 
 
+def test_a_competition_without_test_images_is_packaged_and_answers_the_hidden_ones(own, tmp_path, monkeypatch):
+    """Trained where no test image is; a project that has them answers them alike."""
+    inputs = hidden(tmp_path / "hidden")
+    wanted = expected(own, monkeypatch, tmp_path / "usual", inputs)
+    shutil.rmtree(own.root / "data/noise/test_images")
+    for record in own.root.glob("runs/*/*"):
+        shutil.rmtree(record) if record.is_dir() else record.unlink()
+    for seed, run in enumerate(RUNS):
+        for stage in ("train", "predict"):
+            done = own.run(f"stage={stage}", f"run={run}", f"seed={seed}", "epochs=1", "device=cpu", "data.hidden=true")
+            assert done.code == 0, done.err
+    assert own.run(*STACK, "stage=stack", "data.hidden=true").code == 0
+    package = packaged(own, "source=stack", "data.hidden=true")
+    done, rows = answered(own, monkeypatch, package, tmp_path / "work", inputs)
+    assert done.code == 0, done.err
+    pd.testing.assert_frame_equal(rows, wanted)
+
+
 # --- what goes wrong ----------------------------------------------------------------------------------------------
 
 

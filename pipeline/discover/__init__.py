@@ -56,11 +56,10 @@ def discover(folder: Path, given: dict[str, Any], command: str) -> Discovery:
         target: Target | None = settle_masks(told, rows, draft)
     else:
         target = search_target(search, rows, draft) if search else find_target(rows, draft)
-    if not rows.tested.files:
+    if not rows.tested.files and not draft.value("data.hidden") and not draft.asks("data.hidden"):
         places = some([place or "." for place in rows.files.folders("test")], 6)
-        draft.ask(
-            "data.test_images", f"no test images were seen; folders of images: {places}", "data.test_images=FOLDER"
-        )
+        seen = f"no test images were seen; folders of images: {places}; data.hidden=true if there are none"
+        draft.ask("data.test_images", seen, "data.test_images=FOLDER")
     draft.answered(command)
     assert target is not None  # else it was asked
     _one_row_an_image(rows, target)

@@ -10,6 +10,7 @@ from pipeline.discover.draft import Draft
 from pipeline.discover.rows import Rows
 from pipeline.discover.search import Search
 from pipeline.discover.targets import Target
+from pipeline.discover.values import asks_fractions
 from pipeline.errors import UserError, some
 
 
@@ -37,15 +38,10 @@ def _hint(rows: Rows, target: Target, form: str) -> tuple[str, str]:
         return "", ""
     if target.chances and form == "classes":
         return "log_loss()", "the sample has a column for each class"
-    if target.chances and form == "labels" and _fractions(rows):
+    if target.chances and form == "labels" and asks_fractions(rows):
         return "roc_auc()", "the sample has a probability for each label"
     count = ranked(rows, target, form)
     return (f"map_at_k(k={count})", f"the sample ranks {count} answers") if count else ("", "")
-
-
-def _fractions(rows: Rows) -> bool:
-    seen = [column(rows.sample_table, name) for name in rows.answers]  # type: ignore[arg-type]
-    return any(one.numbers is not None and not one.whole for one in seen)
 
 
 def ranked(rows: Rows, target: Target, form: str) -> int:
@@ -55,8 +51,9 @@ def ranked(rows: Rows, target: Target, form: str) -> int:
     cells = column(rows.sample_table, rows.answers[0]).filled
     classes = set(column(rows.table, target.columns[0]).distinct)
     listed = [cell.split() for cell in cells.unique()[:500] if cell not in classes]
-    counts = {len(names) for names in listed}
-    return counts.pop() if len(counts) == 1 and all(set(names) <= classes for names in listed) else 0
+    counts, shown = {len(names) for names in listed}, {name for names in listed for name in names}
+    known = 2 * len(shown & classes) > len(shown)  # the sample may show a class that no training row has
+    return counts.pop() if listed and len(counts) == 1 and known else 0
 
 
 def settle_answers(rows: Rows, target: Target, search: Search | None, draft: Draft) -> str:
@@ -83,6 +80,18 @@ def settle_answers(rows: Rows, target: Target, search: Search | None, draft: Dra
     return f"{rows.answers[0]}: {_cell(rows, target, draft, form, cells.distinct)}"
 
 
+def _check_shown(rows: Rows, classes: Sequence[str], shown: Sequence[str]) -> None:
+    """UserError where most of the sample's cells are several words, and neither a class nor classes in turn."""
+    known = set(classes)
+    several = [cell for cell in shown if len(cell.split()) > 1 and cell not in known]
+    if 2 * len(several) > len(shown):
+        raise UserError(
+            f"{rows.sample} shows {several[0][:60]!r}, but the classes are {some(classes, 4)}: boxes, captions and "
+            "confidences are no answers here, and ranked ones must be classes. Leave the sample out, data.sample=, and "
+            "turn the submission's cells round afterwards"
+        )
+
+
 def _cell(rows: Rows, target: Target, draft: Draft, form: str, shown: Sequence[str]) -> str:
     wants = registry.facts("metrics", str(draft.value("metric"))).get("wants")
     if form == "numbers":
@@ -97,6 +106,7 @@ def _cell(rows: Rows, target: Target, draft: Draft, form: str, shown: Sequence[s
     classes = column(rows.table, target.columns[0]).distinct if len(target.columns) == 1 else target.columns
     if len(classes) == 2 and wants == "probability":
         return f"the probability of {classes[1]}"
+    _check_shown(rows, classes, shown)
     names = not all(
         cell.lstrip("-").replace(".", "", 1).isdigit() for cell in classes
     )  # classes of numbers have no places

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 PEOPLE = {  # one of these in a column's name: its rows belong together
-    "case", "clip", "individual", "participant", "patient", "person", "scan", "scene", "sequence", "series",
+    "case", "clip", "individual", "lesion", "participant", "patient", "person", "scan", "scene", "sequence", "series",
     "session", "slide", "study", "subject", "video", "volume", "seriesinstanceuid", "studyinstanceuid", "patientid",
 }  # fmt: skip
 PLACES = {  # these too, but a few values may also be a plain property of the image

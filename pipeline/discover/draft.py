@@ -62,6 +62,10 @@ class Draft:
         """Note that the user must answer, and how."""
         self.questions.append(Question(key, seen, example))
 
+    def asks(self, key: str) -> bool:
+        """Whether the user is asked for a key."""
+        return any(question.key == key for question in self.questions)
+
     def answered(self, command: str) -> None:
         """Raise one UserError with every open question and the command that answers them."""
         if not self.questions:

@@ -23,6 +23,7 @@ PLAIN = {
     ".md", ".npz", ".parquet", ".pdf", ".pkl", ".py", ".rst", ".rtf", ".tar", ".tfrec", ".tfrecord", ".tgz", ".tsv",
     ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zip", ".7z", ".feather", ".mp4", ".avi", ".wav",
 }  # fmt: skip
+CONTAINERS = {".npz", ".parquet", ".h5", ".hdf5", ".tfrec", ".tfrecord", ".bson", ".pkl", ".json", ".feather"}
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"\x93NUMPY", b"P5", b"P6")
 MOST_TABLES = 40
 LARGEST_TABLE, LARGEST_JSON = 2**29, 2**28  # bytes; JSON takes several times its size in memory
@@ -105,7 +106,12 @@ def _no_images(path: Path, files: list[str], others: Counter[str]) -> str:
     kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(6))
     holds = f"{len(files)} files ({kinds})" if files else "nothing"
     zips = [name for name in files if name.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz", ".7z"))]
-    first = f"unpack {zips[0]} first" if zips else "give data=DIR, the folder into which the download was unzipped"
+    packed = [suffix for suffix, _ in others.most_common() if suffix in CONTAINERS]
+    first = "give data=DIR, the folder into which the download was unzipped"
+    if zips:
+        first = f"unpack {zips[0]} first"
+    elif packed:
+        first = f"images inside of {some(packed)} files are not read: write each as a file, such as a png"
     return f"{shown(path)} holds no images, but {holds}; {first}"
 
 
@@ -137,7 +143,7 @@ def _read_tables(path: Path, names: list[str], notes: list[str]) -> dict[str, pd
             notes.append(f"{name} is not read: over {limit / 1e6:.0f} MB")
             continue
         try:
-            tables[name] = read_table(path / name)
+            table = read_table(path / name, empty=True)
         except UserError as fault:
             if is_json(name):
                 odd.append(str(fault))
@@ -145,6 +151,11 @@ def _read_tables(path: Path, names: list[str], notes: list[str]) -> dict[str, pd
                 raise
             else:
                 notes.append(f"not read: {fault}")
+            continue
+        if table.empty:
+            notes.append(f"{name} has a header and no rows")
+        if not table.empty or "sub" in name.lower():
+            tables[name] = table
     if odd:
         notes.append(f"not read: {odd[0]}" + (f"; {len(odd) - 1} more .json neither" if len(odd) > 1 else ""))
     return tables

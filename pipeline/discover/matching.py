@@ -64,7 +64,26 @@ class Files:
             ends = ("/" + name, "/" + without_suffix(name))
             tail = self.by.get(without_suffix(name.rpartition("/")[2]), [])
             found = [image for image in tail if image.endswith(ends) or without_suffix(image).endswith(ends)]
-        return found or self.loose.get(without_suffix(name).casefold(), []) or self.numbers.get(_number(name), [])
+        found = found or self.loose.get(without_suffix(name).casefold(), []) or self.numbers.get(_number(name), [])
+        return found or self._below(name)
+
+    def _below(self, name: str) -> list[str]:
+        """The one image at the end of a path that begins with folders which are not here, of ``\\`` as of ``/``."""
+        parts = name.replace("\\", "/").split("/")
+        if len(parts) < 2 or ("\\" not in name and parts[0] in self.heads):
+            return []
+        for depth in range(len(parts)):
+            tail = "/" + "/".join(parts[depth:])
+            fits = self.by.get(without_suffix(parts[-1]), [])
+            fits = [image for image in fits if f"/{image}".endswith(tail) or without_suffix(f"/{image}").endswith(tail)]
+            if len(fits) == 1:
+                return fits
+        return []
+
+    @functools.cached_property
+    def heads(self) -> set[str]:
+        """The names of all folders."""
+        return {part for image in self.images for part in image.split("/")[:-1]}
 
     @functools.cached_property
     def loose(self) -> dict[str, list[str]]:

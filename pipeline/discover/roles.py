@@ -13,7 +13,7 @@ from pipeline.discover.draft import Draft
 from pipeline.discover.folder import Folder, is_json, listed
 from pipeline.discover.matching import Files, column_share, hint, leaving, match, nothing_fits
 from pipeline.errors import UserError, some
-from pipeline.patterns import COVERED, classes_of
+from pipeline.patterns import COVERED, classes_of, is_image
 from pipeline.queries import QUERIES
 
 SAMPLES = {"submission", "submissions", "submit", "sub", "samplesubmission"}
@@ -60,7 +60,13 @@ def find_train(folder: Folder, files: Files, sample: str, draft: Draft) -> str:
         raise UserError(f"data.id={given}, but no table has that column: {'; '.join(seen)}")
     ranked.sort(reverse=True)
     if ranked and ranked[0][1] > FEW:
+        _has_header(folder, str(ranked[0][3]), str(ranked[0][4]), files)
         return str(ranked[0][3])
+    lost = next(
+        (entry for entry in ranked if "train" in said(entry[3]) and _are_files(tables[entry[3]], entry[4])), None
+    )
+    if class_folders(files) and lost:  # to take folders for classes in its stead would be a guess
+        raise nothing_fits(folder.path, lost[3], lost[4], tables[lost[3]][lost[4]].tolist(), files)
     if class_folders(files) or (not ranked and named_classes(files, draft)):
         return ""
     if not ranked:
@@ -70,6 +76,21 @@ def find_train(folder: Folder, files: Files, sample: str, draft: Draft) -> str:
     column_ = _likely(tables[name], known)
     leaving(tables[name][column_], shown(folder.path / name))
     raise nothing_fits(folder.path, name, column_, tables[name][column_].tolist(), files)
+
+
+def _has_header(folder: Folder, name: str, column_: str, files: Files) -> None:
+    """UserError where the name of the column of ids is itself an image: the first line is a row."""
+    if is_image(column_) and files.of(column_):
+        first = ",".join(map(str, folder.tables[name].columns[:4]))
+        raise UserError(
+            f"{shown(folder.path / name)} has no header: its first line, {first}, is a row; put a line above it, such "
+            "as id,label"
+        )
+
+
+def _are_files(table: pd.DataFrame, name: str) -> bool:
+    """Whether most of a column's cells are called as images are."""
+    return bool(name in table.columns and table[name].map(is_image).mean() > 0.5)
 
 
 def _no_table(folder: Folder, files: Files) -> UserError:

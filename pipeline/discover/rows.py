@@ -104,6 +104,8 @@ def find_rows(folder: Folder, draft: Draft, listed: str | None = None) -> Rows:
     given = draft.given
     sample = given["data.sample"] if "data.sample" in given else find_sample(tables, files)
     sample_table = tables.get(sample)
+    if sample_table is not None and sample_table.empty and not given.get("data.hidden"):
+        sample, sample_table = "", None  # a header: the images of the folder are the test rows
     if listed is not None:
         train = ""
     else:
@@ -152,7 +154,8 @@ def _test(rows: Rows, draft: Draft) -> str:
             continue
         same = bool(wanted) and set(table[rows.id]) == wanted
         told = column_share(table, rows.named, rows.files) > FEW
-        if ((named or same) and told) or (named and (rows.matched.patterns or _naming_both(rows, table))):
+        known = draft.given.get("data.hidden") or rows.matched.patterns or _naming_both(rows, table)
+        if ((named or same) and told) or (named and known):
             fits.append((same, named, not is_json(name), len(table), name))
     return max(fits)[-1] if fits else ""
 
@@ -191,6 +194,8 @@ def _match_train(rows: Rows, draft: Draft) -> None:
 def _match_test(rows: Rows, draft: Draft) -> None:
     given = draft.given.get("data.test_images")
     ids = rows.test_names
+    if draft.given.get("data.hidden"):
+        return
     if not ids:
         rows.tested = _unlabelled(rows, given)
         if rows.matched.patterns:
@@ -210,6 +215,10 @@ def _match_test(rows: Rows, draft: Draft) -> None:
         rows.image = other
         _match_train(rows, draft)
         _match_test(rows, draft)
+        return
+    if found.found <= FEW * len(ids) and not any(hint(place, "test") == 1 for place in rows.files.folders("test")):
+        what = f"no image of the {len(ids)} ids of {table} is here, and no folder of test images"
+        draft.ask("data.hidden", f"{what}; are they not shipped?", "data.hidden=true")
         return
     if found.found <= FEW * len(ids):
         _several_rows_an_image(rows, ids)
@@ -254,7 +263,10 @@ def _several_rows_an_image(rows: Rows, ids: list[str]) -> None:
 def _several_images_an_answer(rows: Rows, ids: list[str]) -> None:
     """Raise UserError if the sample's ids stand for several images each, as those of patients."""
     for name, table in rows.folder.tables.items():
-        told = [str(one) for one in table.columns if name != rows.sample and set(ids) <= set(table[one])]
+        told = [
+            str(one) for one in table.columns
+            if name != rows.sample and not table[one].is_unique and set(ids) <= set(table[one])
+        ]  # fmt: skip
         if told and rows.named in table.columns:
             raise UserError(
                 f"{shown(rows.folder.path / rows.sample)} asks once for several images: {some(ids, 2)} stand for "
@@ -265,7 +277,7 @@ def _several_images_an_answer(rows: Rows, ids: list[str]) -> None:
 
 def _unlabelled(rows: Rows, given: str | None) -> Match:
     """The images of the folder for testing, where no table lists them."""
-    if given is not None:
+    if given:
         return Match(given, [], rows.files.inside(given))
     used = set(rows.matched.files)
     asking = [folder for folder in rows.files.folders("test") if set(words(folder)) & QUERIES]
@@ -328,6 +340,10 @@ def _settle(rows: Rows, draft: Draft) -> None:
     draft.set("data.train_images", rows.matched.folder or ".", f"an image for each of the {train} rows: {kinds}")
     if tests:
         draft.set("data.test_images", rows.tested.folder or ".", f"{tests} images: {_kinds(rows.tested.files)}")
+    elif draft.given.get("data.hidden"):
+        likely = rows.matched.folder.replace("train", "test").replace("Train", "Test") or "test_images"
+        draft.set("data.test_images", likely, "none are here; of a hidden set correct it, for stage=package")
+        draft.set("data.hidden", True, "")
     else:
         draft.set("data.test_images", "", "no test images seen")
     _settle_ids(rows, draft)

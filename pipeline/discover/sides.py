@@ -58,10 +58,13 @@ def _prefixes(rows: Rows, draft: Draft) -> None:
     """Ids such as P003_17 whose beginnings come back."""
     ids = rows.table[rows.named].str.rpartition("/")[2]
     heads = ids.str.extract(r"^(.*[A-Za-z0-9])[_-][A-Za-z]*\d+(?:\.\w+)?$")[0]
+    pairs = ids.str.extract(r"(?i)^(.+)[_-](?:left|right|l|r|od|os)(?:\.\w+)?$")[0]
+    eyes = not pairs.isna().any()
+    heads = pairs if eyes else heads
     if rows.by_folder or heads.isna().any():
         return
     count = heads.nunique()
-    several = 5 <= count <= len(ids) / 2 and not heads.str.fullmatch(r"\d{4,}").all()
+    several = 5 <= count < len(ids) and (eyes or (2 * count <= len(ids) and not heads.str.fullmatch(r"\d{4,}").all()))
     if several and heads.str.contains(r"\d").mean() > 0.5:
         draft.open["data.group"] = (
             f"the ids begin with {count} names that come back, such as {some(heads.unique(), 3)}; if these are "

@@ -45,14 +45,25 @@ def separator_of(seen: Column, rows: Rows) -> str:
         combined = len(labels) < len(seen.distinct) and counts.nunique() > 1
         numeric = all(label.isdigit() for label in labels) and counts.nunique() > 1
         repeated = len(every) >= 2 * len(labels)
-        if repeated and (asked or mark != " " or combined or (alone >= 0.5 and len(labels) > 1) or numeric):
+        mixed = combined or (_recombined(seen, mark) if mark != " " else alone >= 0.5 and len(labels) > 1)
+        if repeated and (asked or mixed or numeric):
             return mark
     return ""
 
 
+def _recombined(seen: Column, mark: str) -> bool:
+    """Whether labels of lists stand in other cells, too: "tench, Tinca tinca" is one name, whatever stands in it."""
+    company: dict[str, int] = {}
+    listed = [split(cell, mark) for cell in seen.distinct]
+    for label in (label for labels in listed for label in labels):
+        company[label] = company.get(label, 0) + 1
+    several = {label for labels in listed if len(labels) > 1 for label in labels}
+    return 2 * sum(company[label] > 1 for label in several) >= len(several)
+
+
 def _asks_several(cells: pd.Series, mark: str, labels: set[str], seen: Column) -> bool:
     listed = [split(cell, mark) for cell in cells.unique()[:500]]
-    whole = set(seen.distinct)
+    whole = {mark.join(split(cell, mark)) for cell in seen.distinct}
     return any(len(names) > 1 for names in listed) and all(
         set(names) <= labels and mark.join(names) not in whole - labels for names in listed
     )
@@ -135,7 +146,7 @@ def _of_whole_numbers(seen: Column, rows: Rows, draft: Draft, low: float, high: 
         return "ordinal", f"{held}, and its name says that they are grades: {spread(seen)}"
     if said & AMOUNTS and not (dense and said & LABELS):
         return "regression", f"{held}, and its name says that they are an amount"
-    if _asks_fractions(rows) and len(rows.answers) == 1 and count > 2:
+    if asks_fractions(rows) and len(rows.answers) == 1 and count > 2:
         return "regression", f"{held}, and {rows.sample} shows fractions"
     if count > FEW_VALUES and 2 * count > len(seen.filled):
         return "regression", f"{held}, {count} different in {len(seen.filled)} rows"
@@ -147,10 +158,10 @@ def _of_whole_numbers(seen: Column, rows: Rows, draft: Draft, low: float, high: 
     return "multiclass", f"{seen.name} is one of {count} whole numbers: {spread(seen)}"
 
 
-def _asks_fractions(rows: Rows) -> bool:
-    if rows.sample_table is None:
-        return False
-    return any("." in cell for name in rows.answers for cell in rows.sample_table[name].head(100))
+def asks_fractions(rows: Rows) -> bool:
+    """Whether the sample shows numbers that are not whole; 0.0 is whole."""
+    seen = [] if rows.sample_table is None else [column(rows.sample_table, name) for name in rows.answers]
+    return any(one.numbers is not None and not one.whole for one in seen)
 
 
 def _by_metric(draft: Draft) -> str:

@@ -180,6 +180,8 @@ def _draw_masks(run: Run, task: Any, truth: Any, oof: Predictions, metric: evalu
 
 def _say_confidence(run: Run, task: Task, oof: Predictions) -> None:
     """Mean confidence on OOF and on test: where they part, the test rows look unlike the training rows."""
+    if not len(run.competition.test):
+        return
     own = task.confident(oof.values, 0.0)[1].mean()
     test = np.mean([task.confident(p.values, 0.0)[1].mean() for p in run.tests()])
     say(f"  mean confidence: OOF {own:.3f}, test {test:.3f} (single members)")
