@@ -81,7 +81,7 @@ def _tables(folder: Path) -> list[Path]:
     found = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name.lower().endswith(texts.SUFFIXES)]
     names = {path.name for path in found}
     unpacked = [path for path in found if path.suffix.lower() in (".zip", ".gz") and path.stem in names]
-    return [path for path in found if path not in unpacked and texts.SECRET not in path.name.lower()]
+    return [path for path in found if path not in unpacked and not texts.is_secret(path.name)]
 
 
 def _is_sample(name: str) -> bool:

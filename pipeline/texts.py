@@ -20,10 +20,16 @@ from pipeline.errors import UserError, some
 
 SUFFIXES = (".csv", ".tsv", ".csv.zip", ".csv.gz", ".tsv.zip")  # of tables that are no JSON
 TABLES = (*SUFFIXES, *json_tables.SUFFIXES)
-SECRET = "solution"  # in the name of the answers to the test rows, which only stage=score may read
+SECRET = "solution"  # in the name of what only stage=score may read
 SEPARATORS = ";\t|"  # looked for where the header has no comma
 SNIFFED_LINES = 50
 DECIMAL_COMMA = re.compile(r"[+-]?\d+(,\d+)?(e[+-]?\d+)?", re.IGNORECASE)
+
+
+def is_secret(name: str) -> bool:
+    """Whether a table may hold the answers to the test rows; ``training_solutions.csv`` does not."""
+    base = name.replace("\\", "/").rpartition("/")[2].lower()
+    return SECRET in base and "train" not in base
 
 
 def read(path: Path, name: str) -> str:

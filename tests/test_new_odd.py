@@ -113,6 +113,15 @@ def test_lesions_and_eyes_are_groups(project):
     assert new(project, "overwrite=true").data.group == "lesion_id"
 
 
+def test_a_labelled_test_table_and_a_training_table_called_solutions(project):
+    rows = [(k, NAMES[k % 3]) for k in range(30)]
+    folder = make(project, TRAIN, TEST, rows, [])
+    (folder / "train.csv").rename(folder / "training_solutions.csv")
+    drawn.table(folder / "test.csv", "id,label", [(f"t{k}", NAMES[k % 3]) for k in range(6)])
+    config = new(project)
+    assert (config.data.train_csv, config.data.target) == ("training_solutions.csv", ["label"])
+
+
 def test_images_in_containers_are_named(project):
     (project.root / "data/odd").mkdir(parents=True)
     (project.root / "data/odd/train.parquet").write_bytes(b"PAR1")

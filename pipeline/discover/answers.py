@@ -104,9 +104,9 @@ def _cell(rows: Rows, target: Target, draft: Draft, form: str, shown: Sequence[s
     if count:
         return f"{count} classes, the likeliest first"
     classes = column(rows.table, target.columns[0]).distinct if len(target.columns) == 1 else target.columns
+    _check_shown(rows, classes, shown)
     if len(classes) == 2 and wants == "probability":
         return f"the probability of {classes[1]}"
-    _check_shown(rows, classes, shown)
     names = not all(
         cell.lstrip("-").replace(".", "", 1).isdigit() for cell in classes
     )  # classes of numbers have no places

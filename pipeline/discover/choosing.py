@@ -75,20 +75,32 @@ def _listed_by_sample(rows: Rows) -> str:
 
 
 def candidates(rows: Rows) -> list[Column]:
-    """The columns that could be the target, going by what else they could be."""
-    test = rows.test_table
-    _, box = find_box(rows.table)
+    """The columns that could be the target, going by what else they could be.
+
+    A column of the test table, too, is one where no other is left: some test tables are labelled.
+    """
+    found = [seen for seen in _plausible(rows) if not _is_told(rows, seen.name)] or _plausible(rows)
     group, _ = find_group(rows.table, [rows.id])
+    plain = [seen for seen in found if seen.name != group]
+    return plain or found
+
+
+def _is_told(rows: Rows, name: str) -> bool:
+    """Whether the test table tells a column, too."""
+    test = rows.test_table
+    return test is not None and name in test.columns and not column(test, name).constant
+
+
+def _plausible(rows: Rows) -> list[Column]:
+    _, box = find_box(rows.table)
     found = []
     for name in map(str, rows.table.columns):
         seen = column(rows.table, name)
-        told = test is not None and name in test.columns and not column(test, name).constant
         named = seen.numbers is None and (len(seen.distinct) == len(seen.cells) or _names_images(rows, name))
         apart = seen.about(SPLITS, INDEX) or is_time(seen) or name in (rows.id, *box)
-        if not (told or named or apart or seen.constant):
+        if not (named or apart or seen.constant):
             found.append(seen)
-    plain = [seen for seen in found if seen.name != group]
-    return plain or found
+    return found
 
 
 def _names_images(rows: Rows, name: str) -> bool:

@@ -16,7 +16,7 @@ from pipeline.errors import UserError, some
 from pipeline.files import find
 from pipeline.patterns import is_image, without_suffix
 from pipeline.tables import read_table
-from pipeline.texts import SECRET, TABLES
+from pipeline.texts import TABLES, is_secret
 
 PLAIN = {
     "", ".csv", ".db", ".doc", ".docx", ".gz", ".h5", ".hdf5", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log",
@@ -129,7 +129,7 @@ def _tables(names: list[str], images: list[str]) -> list[str]:
     found = {name for name in names if name.lower().endswith(TABLES) and ".zip/" not in name.lower()} | set(heads)
     stems = {without_suffix(image.rpartition("/")[2]) for image in images}
     own = {name for name in found if is_json(name) and name.rpartition("/")[2].rpartition(".")[0] in stems}
-    return sorted(name for name in found - own if SECRET not in name.rpartition("/")[2].lower())
+    return sorted(name for name in found - own if not is_secret(name))
 
 
 def _read_tables(path: Path, names: list[str], notes: list[str]) -> dict[str, pd.DataFrame]:

@@ -43,8 +43,9 @@ def regression(
         raise UserError(
             f"task=regression(log=true), but {some(config.data.target)} goes down to {found.min():g}; log=false"
         )
-    if np.ptp(found, axis=0).min() == 0:
-        raise UserError(f"{some(config.data.target)} is {found[0].min():g} in every training row; set data.target")
+    for name, values in zip(config.data.target, found.T, strict=True):
+        if np.ptp(values) == 0:
+            raise UserError(f"{name} is {values[0]:g} in every training row; set data.target")
     return task
 
 
