@@ -1,7 +1,7 @@
 """What images without labels are worth: few labels of fashion_mnist, the rest of its training images without theirs.
 
-    .venv/bin/python benchmarks/unlabelled.py --data DIR --out DIR [--seeds 3] [key=value …]    hours; goes on
-    .venv/bin/python benchmarks/unlabelled.py --data DIR --out DIR --page docs/unlabelled.md    writes the page
+    .venv/bin/python benchmarks/unlabelled.py --data DIR --out DIR [--longer 2400] [key=value …]    hours; goes on
+    .venv/bin/python benchmarks/unlabelled.py --data DIR --out DIR --page docs/unlabelled.md …      writes the page
 
 DIR of --data holds the unzipped fashion_mnist. For each number of labels a class and each seed a competition of its own
 is made: the seed draws the labelled rows, and data.unlabelled names the other training images. Every method then trains
@@ -27,6 +27,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +98,11 @@ METHODS = [
     labelled("all: that and a round of pseudo-labels", "both", "pretraining and FixMatch"),
 ]  # fmt: skip
 NAMED = {method.name: method for method in METHODS}
+LONGER = ("labels alone", "FixMatch", "pretraining", "pretraining and FixMatch")  # what --longer trains
+MORE = (
+    "All trainings take more steps, that with labels alone, too. Added when the tables above were there, in whose steps "
+    "the unlabelled images pass about seven times."
+)
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,6 @@ class Bench:
         self.server = multiprocessing.get_context("forkserver")
         self.server.set_forkserver_preload(PRELOAD)
         self.project = out / "project"
-        os.environ["PIPELINE_ROOT"] = str(self.project)
 
     def competition(self, labels: int, seed: int) -> str:
         """The name of the competition with so many labels a class, written if it is not there."""
@@ -250,8 +255,16 @@ def stages_of(method: Method) -> set[str]:
     return {config.parse_arguments(line.split())["stage"] for line in method.commands}
 
 
-def run(bench: Bench, labels: list[int], seeds: int, only: list[str]) -> None:
+def longer(bench: Bench, steps: int) -> Bench:
+    """The same with more steps, in a project of its own."""
+    other = Bench(bench.data.parent, bench.out, steps, [], bench.share)
+    other.base, other.project = bench.base, bench.out / f"project-{steps}"
+    return other
+
+
+def run(bench: Bench, labels: list[int], seeds: int, only: Sequence[str]) -> None:
     """Seed after seed, number of labels after number of labels, what is not finished yet."""
+    os.environ["PIPELINE_ROOT"] = str(bench.project)
     mine, shares = (int(part) for part in bench.share.split("/"))
     cells = [(seed, count) for seed in range(seeds) for count in labels]
     for place, (seed, count) in enumerate(cells, 1):
@@ -260,27 +273,35 @@ def run(bench: Bench, labels: list[int], seeds: int, only: list[str]) -> None:
                 continue
             row = bench.measure(method, count, seed)
             print(
-                f"{count} labels a class, seed {seed}  {method.name}: {row.accuracy:.4f}, OOF {row.oof:.4f}, "
-                f"{row.seconds:.0f} CPU s", flush=True,
+                f"{count} labels a class, seed {seed}, {bench.steps} steps  {method.name}: {row.accuracy:.4f}, OOF "
+                f"{row.oof:.4f}, {row.seconds:.0f} CPU s", flush=True,
             )  # fmt: skip
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def page(bench: Bench, labels: list[int], seeds: int) -> str:
+def page(bench: Bench, labels: list[int], seeds: int, steps: int) -> str:
     """docs/unlabelled.md, from what is finished."""
     lines = head(bench, seeds)
     for count in labels:
-        bases = {seed: row for seed in range(seeds) if (row := bench.row(METHODS[0], count, seed))}
-        lines += ["", f"## {count} labels a class", ""]
-        lines += ["| method | accuracy ± se | gain ± se | OOF | CPU s | seeds |", "|---|---|---|---|---|---|"]
-        for method in there():
-            rows = {seed: row for seed in bases if (row := bench.row(method, count, seed))}
-            lines.append(line(method.name, [(row, bases[seed]) for seed, row in rows.items()]))
+        lines += ["", f"## {count} labels a class", "", *table(bench, count, seeds, there())]
+    if steps:
+        lines += ["", f"## {labels[0]} labels a class, {steps} steps", "", MORE, ""]
+        lines += table(longer(bench, steps), labels[0], seeds, [NAMED[name] for name in LONGER])
     if lost := [method.name for method in METHODS if method not in there()]:
         lines += ["", f"Left out, since this version has no such stage: {', '.join(lost)}."]
     return "\n".join(lines) + "\n"
+
+
+def table(bench: Bench, count: int, seeds: int, methods: list[Method]) -> list[str]:
+    """The rows of a number of labels a class."""
+    lines = ["| method | accuracy ± se | gain ± se | OOF | CPU s | seeds |", "|---|---|---|---|---|---|"]
+    bases = {seed: row for seed in range(seeds) if (row := bench.row(METHODS[0], count, seed))}
+    for method in methods:
+        rows = {seed: row for seed in bases if (row := bench.row(method, count, seed))}
+        lines.append(line(method.name, [(row, bases[seed]) for seed, row in rows.items()]))
+    return lines
 
 
 def line(name: str, pairs: list[tuple[Row, Row]]) -> str:
@@ -330,6 +351,9 @@ def main() -> int:
     parser.add_argument("--labels", type=int, nargs="+", default=list(LABELS), help="labels a class")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each training")
+    parser.add_argument(
+        "--longer", type=int, default=0, help="with the first number of labels also so many steps, of some methods"
+    )
     parser.add_argument("--only", action="append", default=[], help="the name of a method; several may be given")
     parser.add_argument("--page", type=Path, help="write the page from what is finished, and train nothing")
     parser.add_argument("--share", default="1/1", help="2/3: the second of three processes that share the work")
@@ -340,9 +364,11 @@ def main() -> int:
         if method not in there():
             print(f"left out, since this version has no such stage: {method.name}", flush=True)
     if options.page:
-        artefacts.write_text(options.page, page(bench, options.labels, options.seeds))
-    else:
-        run(bench, options.labels, options.seeds, options.only)
+        artefacts.write_text(options.page, page(bench, options.labels, options.seeds, options.longer))
+        return 0
+    run(bench, options.labels, options.seeds, options.only)
+    if options.longer:
+        run(longer(bench, options.longer), options.labels[:1], options.seeds, options.only or LONGER)
     return 0
 
 
