@@ -100,7 +100,7 @@ METHODS = [
 NAMED = {method.name: method for method in METHODS}
 LONGER = ("labels alone", "FixMatch", "pretraining", "pretraining and FixMatch")  # what --longer trains
 MORE = (
-    "All trainings take more steps, that with labels alone, too. Added when the tables above were there, in whose steps "
+    "All trainings take more steps, that with labels alone, too. Added when the tables above were there, in which "
     "the unlabelled images pass about seven times."
 )
 
@@ -123,6 +123,7 @@ class Bench:
         self.server = multiprocessing.get_context("forkserver")
         self.server.set_forkserver_preload(PRELOAD)
         self.project = out / "project"
+        os.environ["PIPELINE_ROOT"] = str(self.project)
 
     def competition(self, labels: int, seed: int) -> str:
         """The name of the competition with so many labels a class, written if it is not there."""

@@ -148,7 +148,8 @@ def test_the_benchmark_draws_labels_asks_what_there_is_and_writes_what_is_finish
             asked[line] = config.compose(config.parse_arguments(words))
             assert len({word.partition("=")[0] for word in words}) == len(words)
     assert {one.stage for one in asked.values()} == {"train", "predict", "pseudo", "pretrain", "submit"}
-    assert {one.epochs for one in asked.values()} == {128}, "40 steps of 32 images, of 10 rows"
+    epochs = {(one.stage == "pseudo", one.epochs) for one in asked.values()}
+    assert epochs == {(False, 128), (True, 1)}, "40 steps of 32 images, of 10 rows and, with pseudo-labels, 2,000 more"
     drawn = (tmp_path / "out/project/tables/labels2-0.csv").read_text().split()[1:]
     assert sorted(line[-1] for line in drawn) == sorted("0123456789" * 2)
     for method, accuracy in ((module.METHODS[0], 0.7), (module.NAMED["FixMatch"], 0.75)):
@@ -156,7 +157,11 @@ def test_the_benchmark_draws_labels_asks_what_there_is_and_writes_what_is_finish
             row = {"accuracy": accuracy + seed / 100, "oof": 0.5, "seconds": 3.0}
             (tmp_path / "out/rows").mkdir(exist_ok=True)
             bench.path(method, 2, seed).write_text(json.dumps(row))
-    page = module.page(bench, [2], 2)
+    row = {"accuracy": 0.8, "oof": 0.5, "seconds": 9.0}
+    module.longer(bench, 80).path(module.METHODS[0], 2, 0).write_text(json.dumps(row))
+    page = module.page(bench, [2], 2, 80)
+    assert page.count("| labels alone | 0.8000 | +0.0000 | 0.500 | 9 | 1 |") == 1
+    assert page.index("## 2 labels a class, 80 steps") > page.index("## 2 labels a class\n")
     assert "| labels alone | 0.7050 ± 0.0050 | +0.0000 ± 0.0000 | 0.500 | 3 | 2 |" in page
     assert "| FixMatch | 0.7550 ± 0.0050 | +0.0500 ± 0.0000 | 0.500 | 3 | 2 |" in page
     assert "| mean teacher | | | | | 0: not yet |" in page
