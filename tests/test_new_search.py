@@ -175,7 +175,7 @@ def made(project, cells, sample):
     drawn.table(folder / "sample_submission.csv", "id,label", ((f"s{row}", sample) for row in range(30, 36)))
 
 
-@pytest.mark.parametrize("sample", ["cat 0.5", "cat 0.9 0 0 5 5", "a small brown animal"])
+@pytest.mark.parametrize("sample", ["cat 0.5", "cat 0.9 0 0 5 5", "a small brown animal", "cat dog owl 0.5"])
 def test_answers_that_are_no_classes_are_refused(project, sample):
     made(project, ["cat", "dog", "owl"], sample)
     ended = project.run("stage=new", "name=made", "data=data/made")

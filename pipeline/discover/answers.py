@@ -52,7 +52,8 @@ def ranked(rows: Rows, target: Target, form: str) -> int:
     classes = set(column(rows.table, target.columns[0]).distinct)
     listed = [cell.split() for cell in cells.unique()[:500] if cell not in classes]
     counts, shown = {len(names) for names in listed}, {name for names in listed for name in names}
-    known = 2 * len(shown & classes) > len(shown)  # the sample may show a class that no training row has
+    other = shown - classes  # the sample may show a class that no training row has, but no confidences
+    known = 2 * len(other) < len(shown) and not any("." in name for name in other)
     return counts.pop() if listed and len(counts) == 1 and known else 0
 
 
