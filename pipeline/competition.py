@@ -26,7 +26,7 @@ from pipeline.longform import Long
 from pipeline.mask_truth import Told
 from pipeline.masks import HeaderSizes
 from pipeline.patterns import classes_of, is_image
-from pipeline.tables import check_ids, read_table
+from pipeline.tables import check_ids, chosen, read_table
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,8 @@ def _mask_rows(folder: Path, data: Data, mask: Mask) -> pd.DataFrame:
     if data.train_csv:
         needed = {data.id: "data.id", **({mask.rle: "mask.rle"} if mask.rle else {})}
         needed |= {data.group: "data.group"} if data.group else {}
-        return read_table(folder / data.train_csv, needed, key="data.train_csv")
+        path = folder / data.train_csv
+        return chosen(read_table(path, needed, key="data.train_csv"), data.rows, "data.rows", shown(path))
     if mask.rle:
         raise UserError(f"mask.rle={mask.rle} is a column of data.train_csv, which is empty; set it")
     found = mask_truth.without_masks(folder, _images_of(folder, data.train_images), data.train_images, mask)
@@ -283,7 +284,8 @@ def _train_table(folder: Path, data: Data, long: Long | None) -> pd.DataFrame:
     needed = {data.id: "data.id", **({} if long else dict.fromkeys(data.target, "data.target"))}
     needed |= dict.fromkeys(data.box, "data.box")
     needed |= {name: key for name, key in ((data.group, "data.group"), (data.camera, "data.camera")) if name}
-    table = longform.train_table(long, read_table(path, needed, key="data.train_csv"), data.id, shown(path))
+    read = chosen(read_table(path, needed, key="data.train_csv"), data.rows, "data.rows", shown(path))
+    table = longform.train_table(long, read, data.id, shown(path))
     again = table.duplicated()
     if again.any():
         warn(f"{shown(path)}: {int(again.sum())} rows repeat another word for word; each counts once")
@@ -342,7 +344,8 @@ def _test_tables(folder: Path, data: Data, mask: Mask | None, long: Long | None)
     test = None
     if data.test_csv:
         path = folder / data.test_csv
-        test = longform.test_table(long, read_table(path, {data.id: "data.id"}, key="data.test_csv"), data.id)
+        read = read_table(path, {data.id: "data.id"}, key="data.test_csv")
+        test = longform.test_table(long, chosen(read, data.test_rows, "data.test_rows", shown(path)), data.id)
         check_ids(test[data.id], shown(path))
     if data.sample:
         sample = long.sample() if long else read_table(folder / data.sample, key="data.sample")

@@ -68,7 +68,11 @@ class Data:
         "", "how the training images are called, where no table but the names tell the class: {label}_{number}; empty: "
         "folders do", scope="run",
     )  # fmt: skip
+    rows: str = option(
+        "", "rows of data.train_csv to train on, COLUMN=VALUE or COLUMN=VALUE|VALUE; empty: all", scope="run"
+    )
     test_csv: str = option("", "table of the test rows; empty: the rows of the sample submission", scope="run")
+    test_rows: str = option("", "the same of data.test_csv, which may be the same table; empty: all", scope="run")
     sample: str = option("sample_submission.csv", "sample submission, in data.folder; empty: ids and target columns")
     train_images: str = option("train_images", "folder (or zip) of the training images, in data.folder", scope="run")
     test_images: str = option("test_images", "folder (or zip) of the test images, in data.folder", scope="run")

@@ -36,6 +36,26 @@ def read_table(
     return frame
 
 
+def chosen(table: pd.DataFrame, rule: str, key: str, name: str) -> pd.DataFrame:
+    """The rows with these values, rule: COLUMN=VALUE or COLUMN=VALUE|VALUE, of data.rows or data.test_rows; empty: all.
+
+    UserError for a rule that is none, and for a column or a value that the table, called name, does not have.
+    """
+    if not rule:
+        return table
+    column, equals, values = rule.partition("=")
+    if not equals:
+        raise UserError(f"{key}={rule}, but it is COLUMN=VALUE, or COLUMN=VALUE|VALUE")
+    _require(table, column, key, name)
+    cells, wanted = table[column].str.strip(), [value.strip() for value in values.split("|")]
+    missing = sorted({*wanted} - {*cells})
+    if missing:
+        raise UserError(
+            f"{key}={rule}, but {name} has no row of {some(missing)}; {column} is {some(sorted({*cells}), 12)}"
+        )
+    return table[cells.isin(wanted)].reset_index(drop=True)
+
+
 def _require(frame: pd.DataFrame, column: str, key: str, name: str) -> None:
     if column not in frame.columns:
         there = [str(other) for other in frame.columns]

@@ -128,6 +128,63 @@ def test_images_in_containers_are_named(project):
     assert "images inside of .parquet files are not read: write each as a file, such as a png" in refused(project)
 
 
+# --- one table for training and test rows ------------------------------------------------------------------------
+
+
+def one_table(project) -> Path:
+    """As AnimalCLEF's: a table of all images, whose rows are told apart by a column; ids are no files' names."""
+    folder, lines = project.root / "data/odd", []
+    for k in range(36):
+        part = "database" if k < 30 else "query"
+        drawn.save(folder / f"images/{part}/x{k}.png", drawn.picture(k % 3, k))
+        lines.append((k, f"elk_{k % 5}" if k < 30 else "", f"images/{part}/x{k}.png", part))
+    drawn.table(folder / "metadata.csv", "image_id,identity,path,split", lines)
+    drawn.table(folder / "sample_submission.csv", "image_id,identity", [(k, "new_individual") for k in range(30, 36)])
+    return folder
+
+
+def test_one_table_for_both_whose_column_tells_them_apart(project):
+    one_table(project)
+    config = new(project)
+    data = config.data
+    assert (data.train_csv, data.rows) == ("metadata.csv", "split=database")
+    assert (data.test_csv, data.test_rows) == ("metadata.csv", "split=query")
+    assert (data.id, data.image, data.target) == ("image_id", "path", ["identity"])
+    known = load(config)
+    assert known.train["id"].tolist() == [str(k) for k in range(30)]
+    assert known.test["file"].tolist() == [f"images/query/x{k}.png" for k in range(30, 36)]
+
+
+def test_validation_rows_are_training_rows_and_labelled_test_rows_are_none(project):
+    """As tables of data sets have them."""
+    parts = ["train"] * 20 + ["valid"] * 5 + ["test"] * 5
+    rows = [(k, NAMES[k % 3], part) for k, part in enumerate(parts)]
+    make(project, TRAIN, [], rows, [], head="id,label,data set")
+    config = new(project)
+    assert (config.data.rows, config.data.test_rows) == ("data set=train|valid", "data set=test")
+    assert config.data.target == ["label"]
+    known = load(config)
+    assert config.data.features == []
+    assert (len(known.train), known.test["id"].tolist()) == (25, ["25", "26", "27", "28", "29"])
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ("split", "data.rows=split, but it is COLUMN=VALUE"),
+        ("part=database", "has no column 'part' (data.rows=part)"),
+        ("split=database|train", "has no row of train; split is database, query"),
+    ],
+)
+def test_wrong_rules_for_rows_are_told(project, rule, says):
+    one_table(project)
+    assert says in refused(project, f"data.rows={rule}")
+    new(project)
+    ended = project.run("stage=split", f"data.rows={rule}")
+    assert ended.code == 2
+    assert says in " ".join(ended.err.split())
+
+
 # --- test images that are not here --------------------------------------------------------------------------------
 
 

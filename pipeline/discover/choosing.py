@@ -97,7 +97,7 @@ def _plausible(rows: Rows) -> list[Column]:
     for name in map(str, rows.table.columns):
         seen = column(rows.table, name)
         named = seen.numbers is None and (len(seen.distinct) == len(seen.cells) or _names_images(rows, name))
-        apart = seen.about(SPLITS, INDEX) or is_time(seen) or name in (rows.id, *box)
+        apart = seen.about(SPLITS, INDEX) or is_time(seen) or name in (rows.id, rows.parts, *box)
         if not (named or apart or seen.constant):
             found.append(seen)
     return found

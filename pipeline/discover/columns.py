@@ -19,6 +19,9 @@ PLACES = {  # these too, but a few values may also be a plain property of the im
     "origin", "plate", "plot", "scanner", "site", "source", "station", "user", "well",
 }  # fmt: skip
 SPLITS = {"fold", "folds", "kfold", "split", "valid", "validation", "holdout", "partition", "subset", "usage"}
+PARTS = SPLITS | {"phase", "set"}  # in the name of a column that tells training rows from test rows
+TRAINS = {"database", "dev", "development", "gallery", "train", "training", "trainval", "val", "valid", "validation"}
+TESTS = {"eval", "evaluation", "private", "privatetest", "public", "publictest", "query", "test", "testing"}
 TIMES = {"date", "datetime", "day", "time", "timestamp", "year"}
 TIME = re.compile(r"\d{4}([-/.]\d{1,2}){0,2}([ T][\d:.+Z]*)?")
 INDEX = {"index", "unnamed", "row"}
@@ -100,6 +103,16 @@ def find_box(table: pd.DataFrame) -> tuple[str, list[str]]:
         if len(found) == 4 and all(column(table, name).numbers is not None for name in found):
             return form, found
     return "", []
+
+
+def find_parts(table: pd.DataFrame) -> tuple[str, list[str], list[str]]:
+    """The column that tells training rows from test rows, and its values for each; blanks where none does."""
+    for seen in (column(table, name) for name in table.columns if set(words(str(name))) & PARTS):
+        said = {value: "".join(words(value)) for value in seen.distinct[:20]}
+        train, test = ([value for value, word in said.items() if word in one] for one in (TRAINS, TESTS))
+        if train and test and len(train) + len(test) == len(seen.distinct) and len(seen.filled) == len(table):
+            return str(seen.name), train, test
+    return "", [], []
 
 
 def is_time(found: Column) -> bool:

@@ -178,10 +178,13 @@ def find_id(name: str, table: pd.DataFrame, files: Files, sample: pd.DataFrame |
     return str(given or _best(table, files, sample)[0])
 
 
-def find_image(name: str, tables: dict[str, pd.DataFrame], files: Files, sample: str, draft: Draft) -> tuple[str, str]:
+def find_image(
+    name: str, tables: dict[str, pd.DataFrame], files: Files, sample: str, draft: Draft, parted: pd.DataFrame | None
+) -> tuple[str, str]:
     """The columns of the ids and of the images' names of the training table, where these are two; else two blanks.
 
-    The sample's ids are then no images, and another table with both columns says which images they are.
+    The sample's ids are then no images, and another table with both columns says which images they are, or the other
+    rows of the same one, parted.
     """
     table, asked = tables[name], tables.get(sample)
     first = str(draft.given.get("data.id") or ("" if asked is None else asked.columns[0]))
@@ -197,7 +200,7 @@ def find_image(name: str, tables: dict[str, pd.DataFrame], files: Files, sample:
     others = [
         other for key, other in tables.items() if key not in (name, sample) and {first, image} <= {*other.columns}
     ]
-    told = any(wanted <= set(other[first]) for other in others)
+    told = any(wanted <= set(other[first]) for other in [*others, *([] if parted is None else [parted])])
     return (first, image) if told and files.share(table[first].tolist()) <= FEW else ("", "")
 
 

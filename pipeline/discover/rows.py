@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from pipeline.artefacts import shown
-from pipeline.discover.columns import words
+from pipeline.discover.columns import find_parts, words
 from pipeline.discover.draft import Draft
 from pipeline.discover.folder import Folder, is_json, top
 from pipeline.discover.matching import (
@@ -38,6 +38,7 @@ from pipeline.errors import UserError, some
 from pipeline.files import resolve
 from pipeline.patterns import COVERED, classes_of
 from pipeline.queries import QUERIES
+from pipeline.tables import chosen
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Rows:
     extras: dict[str, str] = field(default_factory=dict)
     by_folder: bool = False
     image: str = ""
+    parts: str = ""  # the column that tells training rows from test rows, of one table for both
 
     @property
     def named(self) -> str:
@@ -106,6 +108,7 @@ def find_rows(folder: Folder, draft: Draft, listed: str | None = None) -> Rows:
     sample_table = tables.get(sample)
     if sample_table is not None and sample_table.empty and not given.get("data.hidden"):
         sample, sample_table = "", None  # a header: the images of the folder are the test rows
+    parted = None
     if listed is not None:
         train = ""
     else:
@@ -115,17 +118,33 @@ def find_rows(folder: Folder, draft: Draft, listed: str | None = None) -> Rows:
     elif not train:
         rows = _by_folder(folder, files, draft)
     else:
-        table = tables[train]
-        id_, image = find_image(train, tables, files, sample, draft)
+        table, parted = _parted(tables[train], train, draft)
+        id_, image = find_image(train, tables, files, sample, draft, parted)
         rows = Rows(folder, files, table, id_ or find_id(train, table, files, sample_table, draft), train, image=image)
         _match_train(rows, draft)
     rows.sample, rows.sample_table = sample, sample_table
     rows.test = given["data.test_csv"] if "data.test_csv" in given else _test(rows, draft)
     rows.test_table = tables.get(rows.test)
+    if parted is not None and "data.test_csv" not in given:
+        rows.test, rows.test_table, rows.parts = train, parted, find_parts(tables[train])[0]
+    elif rows.test_table is not None and "data.test_rows" in given:
+        rows.test_table = chosen(rows.test_table, draft.set("data.test_rows", "", ""), "data.test_rows", rows.test)
     _match_test(rows, draft)
     rows.extras = _extras(rows)
     _settle(rows, draft)
     return rows
+
+
+def _parted(table: pd.DataFrame, name: str, draft: Draft) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """The training rows of a table, and the test rows where a column of it tells them apart."""
+    if "data.rows" in draft.given:
+        return chosen(table, draft.set("data.rows", "", ""), "data.rows", name), None
+    where, train, test = find_parts(table)
+    if not where:
+        return table, None
+    rule = draft.set("data.rows", f"{where}={'|'.join(train)}", f"{where} tells training rows from test rows")
+    other = draft.set("data.test_rows", f"{where}={'|'.join(test)}", "the others")
+    return chosen(table, rule, "data.rows", name), chosen(table, other, "data.test_rows", name)
 
 
 def _there(folder: Folder, draft: Draft, key: str) -> None:

@@ -68,7 +68,7 @@ def _tellings(rows: Rows) -> list[Column]:
     found = []
     for name in map(str, rows.table.columns):
         seen = column(rows.table, name)
-        apart = name in (rows.id, *box) or seen.about(SPLITS, AMOUNTS) or is_time(seen) or seen.constant
+        apart = name in (rows.id, rows.parts, *box) or seen.about(SPLITS, AMOUNTS) or is_time(seen) or seen.constant
         plain = seen.numbers is None or seen.whole
         comes_back = len(seen.distinct) < len(seen.filled) == len(seen.cells)
         told = seen.numbers is None and column_share(rows.table, name, rows.files) > 0.9

@@ -89,7 +89,7 @@ def _settle_folds_columns(rows: Rows, taken: set[str], draft: Draft) -> None:
 
 
 def _settle_features(rows: Rows, target: Target, taken: set[str], draft: Draft) -> None:
-    known = [rows.id, *target.columns]
+    known, taken = [rows.id, *target.columns], taken | {rows.parts}
     found = [] if rows.test_table is None else find_features(rows.table, rows.test_table, taken, known)
     if found or "data.features" in draft.given:
         draft.set("data.features", found, f"in {rows.train} and {rows.test}: level 2 may use them beside the images")
