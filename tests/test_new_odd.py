@@ -205,6 +205,7 @@ def test_hidden_test_images_are_asked_for_and_then_none_is_predicted(project):
         assert ended.code == 0, ended.err
         assert "Warning" not in ended.err
     assert pd.read_csv(project.root / "submissions/odd/stack.csv").empty
+    assert "stage=package makes what answers hidden ones" in project.run("stage=submit", *words).out
 
 
 def test_no_test_images_at_all(project):

@@ -42,7 +42,7 @@ def title(name: str, found: Discovery) -> str:
 
 def text(name: str, found: Discovery, reused: bool, changed: bool) -> str:
     """The summary that is printed."""
-    draft = found.draft
+    draft, hidden = found.draft, bool(found.draft.value("data.hidden"))
     lines = [f"{draft.value('data.folder')}: {_counts(found)}; {_kind(found)}", ""]
     lines += _table([entry for entry in _entries(found) if entry[1]])
     lines += _block("left open", [f"{key}: {why}" for key, why in draft.open.items()])
@@ -53,8 +53,9 @@ def text(name: str, found: Discovery, reused: bool, changed: bool) -> str:
     lines += [f"runs/{name}/preview.png: images with their labels; look whether they belong together", "", "next"]
     lines += _table([
         ("./run.sh stage=check", "# reads every image: broken ones, duplicates, drift, leaks"),
-        ("./run.sh recipe=quick", "# a first honest submission" + _offline(found)),
+        ("./run.sh recipe=quick", f"# a first honest {'score' if hidden else 'submission'}{_offline(found)}"),
         ("./run.sh stage=train fold=0", "# one fold of the first model"),
+        *[("./run.sh stage=package", "# then: what answers hidden images on Kaggle")] * hidden,
     ])  # fmt: skip
     return "\n".join(lines)
 

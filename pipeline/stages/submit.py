@@ -57,6 +57,8 @@ def run(config: Config) -> list[Outcome]:
         submission.write(asked, path, {**facts, "commit": artefacts.commit(), **known})
     scores = answer.score or answer.nested
     say(f"{shown(path)}: {len(asked)} rows from {answer.name}, {scores}{', unchanged' if reused else ''}")
+    if config.data.hidden:
+        say("  data.hidden=true: no test image is here; stage=package makes what answers hidden ones on Kaggle")
     note, scored = shown(path), {}
     if config.upload:
         record = uploads.upload(config, kaggle_client.connect(), path)
