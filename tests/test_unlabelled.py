@@ -160,6 +160,7 @@ def test_the_benchmark_draws_labels_asks_what_there_is_and_writes_what_is_finish
     row = {"accuracy": 0.8, "oof": 0.5, "seconds": 9.0}
     module.longer(bench, 80).path(module.METHODS[0], 2, 0).write_text(json.dumps(row))
     page = module.page(bench, [2], 2, 80)
+    assert "At 2 labels a class the best is FixMatch, 40 steps: +0.0500 ± 0.0000; at least 0.05 was hoped for" in page
     assert page.count("| labels alone | 0.8000 | +0.0000 | 0.500 | 9 | 1 |") == 1
     assert page.index("## 2 labels a class, 80 steps") > page.index("## 2 labels a class\n")
     assert "| labels alone | 0.7050 ± 0.0050 | +0.0000 ± 0.0000 | 0.500 | 3 | 2 |" in page
