@@ -69,7 +69,7 @@ def from_tables(
 
     source: the folder of the tables, an absolute path or one from where ``folder`` lies. shape: (height, width) of an
     image, or (height, width, 3). planes: red, green and blue stand one plane behind the other, not pixel by pixel.
-    white: the number that is white; 0 is black. A table without ids gets those of the sample submission, or
+    white: the number that is white; 0 is black. Without ids, test rows get those of the sample submission, others
     ``NAME_000001``. Raises UserError for tables that do not hold that.
     """
     from pipeline import pixel_tables
