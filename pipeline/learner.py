@@ -61,12 +61,12 @@ class Learner(Learning):
         self.register_buffer("pair_weights", torch.tensor(weights), persistent=False)  # made in a step, it would wait
         self.given = (config.loss, *config.pairs) if config.pair_weights else ()  # else the parts' own weights hold
         self.mix = registry.build("mixes", config.mix) if mixes(config) else None
-        self.auxiliary = None
+        self.auxiliary, plan = None, network.blueprint
+        said = plan.outputs or len(plan.columns)
         if auxiliary(config):
-            plan = network.blueprint
             build = registry.build("auxiliaries", config.auxiliary)
-            self.auxiliary = build(network.backbone, plan.outputs or len(plan.columns), plan.head)
-        self.consistency = registry.build("consistencies", config.consistency)(learns)
+            self.auxiliary = build(network.backbone, said, plan.head)
+        self.consistency = registry.build("consistencies", config.consistency)(learns, said)
         self.temperature = config.train.temperature
         self.presence = config.train.presence
 

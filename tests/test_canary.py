@@ -171,7 +171,10 @@ def test_distillation_from_oof_leaks_at_second_order_and_says_so(canary):
     assert canary.oof("leaky") < 0.45
 
 
-@pytest.mark.parametrize("call", ["mean_teacher()", pytest.param("fixmatch(threshold=0.6)", marks=pytest.mark.slow)])
+SLOWER = [pytest.param(call, marks=pytest.mark.slow) for call in ("fixmatch(threshold=0.6)", "softmatch(ratio=3.0)")]
+
+
+@pytest.mark.parametrize("call", ["mean_teacher()", *SLOWER])
 def test_consistency_on_the_copies_stays_at_chance(canary, call):
     """The pool holds a copy of each held-out row; one member will do: its own rows' labels would show as 0.99."""
     words = (f"run={call[:4]}", "fold=0", f"consistency={call}")

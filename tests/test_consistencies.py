@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from types import SimpleNamespace
 
 import numpy as np
@@ -107,6 +108,75 @@ def test_what_is_sure_is_learned_as_slowly(function: str, slow, pixels: tuple[in
     assert 0 < int((found == 0).sum()) < found.numel() or function == "sure_labels", "else the threshold is no test"
 
 
+class SlowSoftmatch:
+    """SoftMatch of one number after the other: moving averages in plain Python, a row or a label at a time."""
+
+    def __init__(self, columns: int, simplex: bool, align: bool = True) -> None:
+        self.simplex, self.align, self.steps = simplex, align, 0
+        kinds, least = (1, 1 / columns) if simplex else (columns, 0.5)
+        self.mean, self.variance, self.said = [least] * kinds, [1.0] * kinds, [1 / columns] * columns
+
+    def confidences(self, rows: list[list[float]]) -> list[list[float]]:
+        if not self.simplex:
+            return [[max(two(score)) for score in row] for row in rows]
+        chances = [softmax(row) for row in rows]
+        for place, old in enumerate(self.said):
+            self.said[place] = self.keep * old + (1 - self.keep) * sum(row[place] for row in chances) / len(rows)
+        if self.align:
+            chances = [[chance / said for chance, said in zip(row, self.said, strict=True)] for row in chances]
+            chances = [[chance / sum(row) for chance in row] for row in chances]
+        return [[max(row)] for row in chances]
+
+    def loss(self, weak: list[list[float]], strong: list[list[float]]) -> float:
+        self.keep, self.steps = min(0.999, (1 + self.steps) / (10 + self.steps)), self.steps + 1
+        sure = self.confidences(weak)
+        for place in range(len(self.mean)):
+            column = [row[place] for row in sure]
+            self.mean[place] = self.keep * self.mean[place] + (1 - self.keep) * statistics.mean(column)
+            self.variance[place] = self.keep * self.variance[place] + (1 - self.keep) * statistics.variance(column)
+        total = 0.0
+        for one, other, confidences in zip(weak, strong, sure, strict=True):
+            for place, chance in enumerate(confidences):
+                off = min(chance - self.mean[place], 0)
+                weight = math.exp(-(off**2) / (2 * self.variance[place] / 4))
+                if self.simplex:
+                    total -= weight * math.log(softmax(other)[one.index(max(one))])
+                else:
+                    total -= weight * math.log(two(other[place])[0 if one[place] > 0 else 1]) / len(one)
+        return total / len(weak)
+
+
+@pytest.mark.parametrize(("form", "align"), [(CLASSES, True), (CLASSES, False), (LABELS, True)])
+def test_softmatch_is_the_slow_one_over_batches(form, align: bool) -> None:
+    quick = consistencies.softmatch(form, 4, align=align, weight=0.5).double()
+    slow = SlowSoftmatch(4, form is CLASSES, align)
+    for step in range(5):
+        outputs = raw(20 + 2 * step, 4)
+        weak, strong = outputs.chunk(2)
+        found = quick.loss(nn.Identity(), outputs, outputs, 0.0)
+        assert float(found) == pytest.approx(0.5 * slow.loss(weak.tolist(), strong.tolist())), step
+    assert quick.mean.tolist() == pytest.approx(slow.mean)
+    assert quick.variance.tolist() == pytest.approx(slow.variance)
+
+
+def test_softmatch_teaches_the_strong_view_alone_and_trusts_the_surer_more() -> None:
+    outputs = torch.cat([torch.tensor([[9.0, 0, 0], [0.2, 0.1, 0]]), torch.zeros(2, 3)]).requires_grad_()
+    consistencies.softmatch(CLASSES, 3, align=False).loss(nn.Identity(), outputs, outputs, 0.0).backward()
+    weak, strong = outputs.grad.abs().sum(dim=1).chunk(2)
+    assert weak.tolist() == [0, 0]
+    assert strong[0] > strong[1] > 0
+
+
+def test_what_is_said_too_often_weighs_less() -> None:
+    """Nine rows of class 0 and one of class 1, all as sure: aligned, the one is the surest."""
+    scores = torch.eye(2)[[0] * 9 + [1]] * 2
+    weights = {
+        align: consistencies.softmatch(CLASSES, 2, align=align)._weights(scores)[:, 0] for align in (True, False)
+    }
+    assert weights[True][9] == 1 > weights[True][0]
+    assert weights[False].tolist() == [weights[False][0]] * 10
+
+
 def test_the_weight_rises_as_in_the_paper() -> None:
     expected = [math.exp(-5 * (1 - t) ** 2) for t in (0.0, 0.25, 0.5, 0.75)] + [1.0, 1.0]
     assert [consistencies.ramped(done, 0.4) for done in (0.0, 0.1, 0.2, 0.3, 0.4, 0.9)] == pytest.approx(expected)
@@ -122,6 +192,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm, self.head = nn.BatchNorm2d(1), nn.Linear(4, 3)
+        self.blueprint = SimpleNamespace(outputs=3)
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         return images.float() / 100
@@ -194,7 +265,7 @@ def test_without_a_pool_or_without_a_consistency_nothing_is_added(project) -> No
     alone = Batch(batch.images, batch.targets, batch.weights)
     plain = learner(project, net)(alone, draw(0))
     assert torch.equal(plain, Learner(net, small.config())(batch, draw(0)))
-    for call in ("mean_teacher()", "fixmatch()"):
+    for call in ("mean_teacher()", "fixmatch()", "softmatch()"):
         assert torch.equal(plain, Learner(net, small.config(consistency=call))(alone, draw(0)))
 
 
@@ -302,15 +373,17 @@ def test_pixels_with_planes_keep_their_place_in_both_views(project) -> None:
 
 # --- trainings --------------------------------------------------------------------------------------------------------
 
+CALLS = ("mean_teacher(ratio=1.5)", "softmatch(ratio=1.5)")
 WORDS = ("stage=train", "fold=0", "batch_size=4", "augment=light()", "train.accumulate=2", "head=linear(dropout=0.3)")
 
 
-def test_a_killed_training_ends_with_the_same_teacher(project) -> None:
+@pytest.mark.parametrize("call", CALLS)
+def test_a_killed_training_ends_with_the_same_weights(project, call: str) -> None:
     folder = small.write(project.root, rows=41)
     (folder / "more").mkdir()
     for path in sorted((folder / "test_images").iterdir())[:3]:
         (folder / "more" / path.name).write_bytes(path.read_bytes())
-    words = (*WORDS, "consistency=mean_teacher(ratio=1.5)", "epochs=2", "train.checkpoint_seconds=0")
+    words = (*WORDS, f"consistency={call}", "epochs=2", "train.checkpoint_seconds=0")
     words = (*words, "data.unlabelled=more", "mix=mixup()")
     assert project.run(*words, "run=whole").code == 0
     for passes in (3, 4):
@@ -320,10 +393,14 @@ def test_a_killed_training_ends_with_the_same_teacher(project) -> None:
     assert project.run(*words, "run=killed").code == 0
     one, other = (project.root / "runs/noise" / run / "fold0" for run in ("whole", "killed"))
     assert small.same(small.weights(one / "best.ckpt"), small.weights(other / "best.ckpt"))
-    state = torch.load(one / "last.ckpt", weights_only=True)
-    assert small.same(state["average"]["weights"], small.weights(one / "best.ckpt")), "the teacher predicts"
-    student = {name.removeprefix("network."): tensor for name, tensor in state["learner"].items()}
-    assert not small.same({name: student[name] for name in state["average"]["weights"]}, state["average"]["weights"])
+    states = [torch.load(folder / "last.ckpt", weights_only=True) for folder in (one, other)]
+    assert small.same(states[0]["learner"], states[1]["learner"]), "what it gathered, too"
+    student = {name.removeprefix("network."): tensor for name, tensor in states[0]["learner"].items()}
+    teacher = states[0]["average"].get("weights", {})
+    assert bool(teacher) == call.startswith("mean_teacher")
+    for name, tensor in teacher.items():
+        assert torch.equal(small.weights(one / "best.ckpt")[name], tensor), "the teacher predicts"
+    assert not teacher or not small.same({name: student[name] for name in teacher}, teacher)
     (folder / "more" / "x.png").write_bytes(path.read_bytes())
     stopped = project.run(*words, "run=whole", "fold=1")
     assert stopped.code == 2
@@ -360,7 +437,8 @@ def test_every_task_learns_from_a_pool(project, task: str) -> None:
     else:
         small_tasks.write(project.root, task, rows=24)
     numbers = task in ("regression()", "circular(period=24)", "ordinal_regression()")
-    for call in ("mean_teacher()",) if numbers else ("mean_teacher()", "fixmatch(threshold=0.5)"):
+    calls = ["mean_teacher()", *([] if numbers else ["fixmatch(threshold=0.5)"])]
+    for call in [*calls, *([] if numbers or task in MAPS else ["softmatch()"])]:
         words = ("batch_size=6", "epochs=1", f"consistency={call}", f"run={call[:4]}")
         ended = project.run("stage=train", "fold=0", *words)
         assert ended.code == 0, ended.err
@@ -369,6 +447,10 @@ def test_every_task_learns_from_a_pool(project, task: str) -> None:
         stopped = project.run("stage=train", "consistency=fixmatch()")
         assert stopped.code == 2
         assert "those that fit: none, mean_teacher" in stopped.err
+    if task in MAPS:
+        assert (
+            "those that fit: none, mean_teacher, fixmatch" in project.run("stage=train", "consistency=softmatch()").err
+        )
 
 
 @pytest.mark.parametrize(("form", "columns"), [(CLASSES, 3), (LABELS, 3), (NUMBERS, 2), (MASKS, 2), (CLASS_MASKS, 3)])
@@ -377,7 +459,7 @@ def test_a_pool_teaches_a_student_what_its_teacher_says(form, columns: int) -> N
     torch.manual_seed(0)
     pixels = (2, 2) if form.spatial else ()
     taught, said = torch.randn(6, columns, *pixels), torch.randn(6, columns, *pixels, requires_grad=True)
-    part = consistencies.mean_teacher(form, ramp=0.0)
+    part = consistencies.mean_teacher(form, columns, ramp=0.0)
     part.follow(SimpleNamespace(weights={}))
     optimizer, losses = torch.optim.Adam([said], lr=0.1), []
     for _ in range(100):
@@ -404,6 +486,7 @@ def test_a_pool_teaches_a_student_what_its_teacher_says(form, columns: int) -> N
         ({"consistency": "mean_teacher(strong='flips()')"}, "flips.. needs symmetry=hflip"),
         ({"consistency": "mean_teacher(distance='mae')"}, "distance is one of mse, kl"),
         ({"consistency": "mean_teacher(ratio=0)"}, "ratio must be ≥ 0.01"),
+        ({"consistency": "softmatch(sigmas=0)"}, "sigmas must be ≥ 0.01"),
         ({"consistency": "fixmatch(threshold=0.4)"}, "threshold must be ≥ 0.5"),
         ({"consistency": "fixmatch(strong='rand_agment()')"}, "there is no 'rand_agment'"),
         ({"loader": "device"}, "strong=rand_augment.. cannot be done"),

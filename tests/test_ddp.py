@@ -232,6 +232,7 @@ ALIKE = {
     "souped": ("average=greedy_soup(candidates=2)",),
     "taught": ("consistency=mean_teacher(ramp=0.0)", "batch_size=4"),
     "matched": ("consistency=fixmatch(threshold=0.5)", "batch_size=4"),
+    "weighed": ("consistency=softmatch(ratio=2.0)", "batch_size=4"),
     "again": ("train.checkpointing=true", "backbone=resnet18", "image_size=32", "optim=sgd()"),
 }
 LEARNS = {

@@ -65,7 +65,7 @@ PROMISED = {  # what the project says it has, by kind; a part that vanishes or i
     "rerankings": "none query_expansion database_augmentation k_reciprocal diffusion",
     "heads": "linear inner_product mlp cosine bnneck per_part multi_sample_dropout drop_connect",
     "auxiliaries": "none middle",
-    "consistencies": "none mean_teacher fixmatch",
+    "consistencies": "none mean_teacher fixmatch softmatch",
     "optims": "sgd adagrad adadelta rmsprop adam adamw nadam radam lamb lars lion muon schedule_free sam lookahead",
 }
 

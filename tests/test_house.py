@@ -25,7 +25,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["pixel_tables"],
     ["stacking", "policies", "batched", "surgery", "segmenters", "maps", "sheets", "ranking"],
     ["fitting", "linear", "convolution", "gallery", "mining", "active", "clusters", "lists"],
-    ["blocks", "backbone_names"],
+    ["blocks", "backbone_names", "ranks"],
     ["symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
     ["recommended", "rules"],
     ["config", "nested"],
@@ -38,7 +38,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["competition", "submission"],
     ["folds", "blending", "fusing", "features", "uploads", "doctor", "doctor.*", "discover", "discover.*"],
     ["extra", "leaderboard"],
-    ["encoders", "ranks", "tracking"],
+    ["encoders", "tracking"],
     ["runs", "stores", "data", "network", "journal"],
     ["members", "launch", "gains", "contrast"],
     ["learner", "infer", "compiling", "limited", "planning", "masked", "resident", "tuned", "blended", "fused"],
@@ -61,6 +61,7 @@ HEAVY = (
     "segmenters",
     "convolution",
     "blocks",
+    "ranks",
 )  # made of torch; what uses them imports them when it is called
 LIGHT = [floor for names in FLOORS[:20] for floor in names if not floor.endswith("*") and floor not in HEAVY]
 LIGHT += ["runs", "members", "launch", "limited", "stages", "tuned", "searched", "blended", "fused"]

@@ -49,6 +49,7 @@ NOTES = {
     # images without labels
     "mean teacher": "consistency=mean_teacher(distance='kl')",
     "FixMatch": "consistency=fixmatch(threshold=0.95,ratio=7.0)",
+    "SoftMatch": "consistency=softmatch(sigmas=2.0,align=true)",
     # pools and heads
     "average pool": "pool=avg()",
     "max pool": "pool=max()",

@@ -1,10 +1,12 @@
 """Consistencies: what two views of the same image, whoever labelled it, add to the loss of the labelled rows.
 
-Form: ``f(learns, *, …) -> Consistency | None``. learns: the form of what the network learns. Beside each batch the
-loader makes two views of other images, those of ``Table.pool``: a weak one, by ``augment``, and a strong one, by
-``augment`` and then by ``strong``. Arguments that the loader reads: ``ratio``, how many there are for each labelled
-row, and ``strong``, the call-string of an augment. One with the fact ``teacher`` has a teacher, a moving average of the
-student that the training loop keeps like any other average, and that predicts; its ``decay`` is an argument.
+Form: ``f(learns, outputs, *, …) -> Consistency | None``. learns: the form of what the network learns; outputs: how many
+numbers it says of an image, or of a pixel. Beside each batch the loader makes two views of other images, those of
+``Table.pool``: a weak one, by ``augment``, and a strong one, by ``augment`` and then by ``strong``. Arguments that the
+loader reads: ``ratio``, how many there are for each labelled row, and ``strong``, the call-string of an augment. One
+with the fact ``teacher`` has a teacher, a moving average of the student that the training loop keeps like any other
+average, and that predicts; its ``decay`` is an argument. What a part gathers while it trains are buffers, so that a
+checkpoint has them, gathered over all processes that train together.
 
 No label is looked at here, so that nothing here can leak one (law 1).
 """
@@ -21,14 +23,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from pipeline import ranks
 from pipeline.forms import Form
 from pipeline.registry import part
 
 
-class Consistency:
+class Consistency(nn.Module):
     """What the learner asks. A pool's first half are weak views, its second half strong ones of the same images."""
 
     def __init__(self, learns: Form) -> None:
+        super().__init__()
         self.learns = learns
         self.average: Any = None
 
@@ -50,7 +54,7 @@ class Consistency:
 
 
 @part(source="the baseline")
-def none(learns: Form) -> None:
+def none(learns: Form, outputs: int) -> None:
     """The labelled rows alone."""
 
 
@@ -79,6 +83,7 @@ class mean_teacher(Consistency):
     def __init__(
         self,
         learns: Form,
+        outputs: int,
         *,
         weight: float | None = None,
         ramp: float = 0.3,
@@ -124,7 +129,14 @@ class fixmatch(Consistency):
     """
 
     def __init__(
-        self, learns: Form, *, threshold: float = 0.95, weight: float = 1.0, ratio: float = 3.0, strong: str = ""
+        self,
+        learns: Form,
+        outputs: int,
+        *,
+        threshold: float = 0.95,
+        weight: float = 1.0,
+        ratio: float = 3.0,
+        strong: str = "",
     ) -> None:
         super().__init__(learns)
         self.threshold, self.weight = threshold, weight
@@ -138,6 +150,82 @@ class fixmatch(Consistency):
         weak, strong = outputs.detach().chunk(2)[0], outputs.chunk(2)[1]
         rows = (sure_class if self.learns.simplex else sure_labels)(weak, strong, self.threshold)
         return self.weight * rows.mean()
+
+
+@part(
+    source="Chen et al. 2023 (SoftMatch): truncated Gaussian, uniform alignment; sigmas, decay: their code",
+    takes=("classes", "labels"),
+    allowed={"weight": (0, None), "ratio": (0.01, 64), "decay": (0, 1), "sigmas": (0.01, None)},
+)
+class softmatch(Consistency):
+    """Every image of the pool teaches its strong view, the more the surer the weak view is beside the others.
+
+    No threshold to choose: the weight is 1 from the mean confidence up, and below it falls like a Gaussian of the
+    confidences' standard deviation over sigmas. Mean and deviation are moving averages of all batches with this decay,
+    which begins with less, as average=ema() does. align: what is said too often weighs less, as if all classes were
+    equally frequent; it changes weights alone, never what is taught. Of labels each counts by itself, sure of yes or of
+    no, and has a mean and deviation of its own; none is aligned. weight: of this loss beside that of the labelled rows.
+    ratio: images of the pool for each labelled one of a batch, 7 in the paper. strong: as fixmatch's.
+    """
+
+    steps: Tensor
+    mean: Tensor
+    variance: Tensor
+    said: Tensor
+
+    def __init__(
+        self,
+        learns: Form,
+        outputs: int,
+        *,
+        weight: float = 1.0,
+        ratio: float = 7.0,
+        sigmas: float = 2.0,
+        align: bool = True,
+        decay: float = 0.999,
+        strong: str = "",
+    ) -> None:
+        super().__init__(learns)
+        self.weight, self.sigmas, self.align, self.decay = weight, sigmas, align and learns.simplex, decay
+        kinds, least = (1, 1 / outputs) if learns.simplex else (outputs, 0.5)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.full((kinds,), least))
+        self.register_buffer("variance", torch.ones(kinds))
+        self.register_buffer("said", torch.full((outputs,), 1 / outputs))
+
+    def shown(self, pool: Tensor) -> Tensor:
+        """Both views: the norms of the network see labelled, weak and strong rows as one batch."""
+        return pool
+
+    def loss(self, student: nn.Module, pool: Tensor, outputs: Tensor, done: float) -> Tensor:
+        """The mean cross-entropy with what the weak views say, by its weights."""
+        weak, strong = outputs.detach().chunk(2)[0], outputs.chunk(2)[1]
+        weights = self._weights(weak)
+        if self.learns.simplex:
+            rows = functional.cross_entropy(strong, weak.argmax(dim=1), reduction="none")[:, None]
+        else:
+            rows = functional.binary_cross_entropy_with_logits(strong, (weak > 0).to(strong), reduction="none")
+        return self.weight * (weights * rows).mean()
+
+    @torch.no_grad()
+    def _weights(self, weak: Tensor) -> Tensor:
+        """Raw outputs (U, C) of the weak views → (U, 1) weights of rows, (U, C) of labels; counts this batch in."""
+        decay = (1 + self.steps) / (10 + self.steps)
+        share = 1 - decay.clamp(max=self.decay)
+        self.steps += 1
+        if self.learns.simplex:
+            chances = weak.softmax(dim=1)
+            self.said.lerp_(ranks.mean(chances.mean(dim=0)), share)
+            chances = functional.normalize(chances / self.said, p=1, dim=1) if self.align else chances
+            sure = chances.amax(dim=1, keepdim=True)
+        else:
+            sure = torch.maximum(weak.sigmoid(), (-weak).sigmoid())
+        count = len(sure) * ranks.size()
+        mean, square = ranks.mean(torch.stack([sure.mean(dim=0), sure.square().mean(dim=0)]))
+        self.mean.lerp_(mean, share)
+        self.variance.lerp_((square - mean.square()).clamp(min=0) * count / max(1, count - 1), share)
+        below = (sure - self.mean).clamp(max=0)
+        return torch.exp(-below.square() * self.sigmas**2 / (2 * self.variance))
 
 
 # --- what they add ----------------------------------------------------------------------------------------------------
