@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipeline import label_lists
 from pipeline.forms import Form
 
 ENTROPY, MARGIN, DISAGREEMENT, DIVERSITY = "entropy", "margin", "disagreement", "diversity"
@@ -202,4 +203,4 @@ def guesses(task: Any, values: np.ndarray, separator: str) -> tuple[list[str], n
         chances = np.take_along_axis(values, answers[:, None], axis=1)[:, 0]
         return [str(task.columns[place]) for place in answers], chances
     names = np.array(task.columns, dtype=object)
-    return [separator.join(names[row > 0]) for row in answers], np.maximum(values, 1 - values).min(axis=1)
+    return [label_lists.join(names[row > 0], separator) for row in answers], np.maximum(values, 1 - values).min(axis=1)

@@ -87,7 +87,10 @@ class Data:
         [], "an image's files, such as {id}.png; several are the channels of one image; empty: found by id", scope="run"
     )
     target: list[str] = option(["label"], "column of the target, or several", scope="run")
-    separator: str = option(" ", "what stands between the labels of one cell (multilabel)", scope="run")
+    separator: str = option(
+        " ", "what stands between the labels of one cell, or a and b as a cell has them: ['a', 'b'] (multilabel)",
+        scope="run",
+    )  # fmt: skip
     long: str = option(
         "", "how rows are called where there is one for each column of an image, such as {id}_{column}; empty: one row "
         "an image", scope="run",

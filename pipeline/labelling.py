@@ -7,11 +7,12 @@ a csv with the columns of train.csv, which stage=absorb takes. Its look is that 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from pipeline import label_lists
 from pipeline.forms import CLASSES, LABELS, NUMBERS
 from pipeline.report.look import STYLE
 from pipeline.report.markup import Markup, tag
@@ -168,7 +169,10 @@ SCRIPT = r"""
     if (data.kind === "numbers") return value;
     const there = name => value.some(one => data.classes[one] === name);
     if (data.columns.length > 1) return data.columns.map(name => there(name) ? "1" : "0");
-    return [value.map(one => data.classes[one]).join(data.separator)];
+    const cell = data.cell, other = {"'": '"', '"': "'"}[cell.quote];
+    const quote = name => cell.quote && name.includes(cell.quote) ? other : cell.quote;
+    const names = value.map(one => data.classes[one]).map(name => quote(name) + name + quote(name));
+    return [cell.open + names.join(cell.between) + cell.close];
   }
   function csv() {
     const rows = items.filter(answered).map(item => [item.id].concat(cells(state.answers[item.id])));
@@ -302,14 +306,15 @@ SCRIPT = r"""
 class Asked:
     """What is labelled. kind: see ``KINDS``. classes: names, none of numbers. columns: of the target in train.csv.
 
-    empty: whether an image may have no label. low, high: of numbers, None where there is no bound.
+    cell: how several labels are written, as ``label_lists.Shape``. empty: whether an image may have no label.
+    low, high: of numbers, None where there is no bound.
     """
 
     kind: str
     id: str
     columns: list[str]
     classes: list[str]
-    separator: str = " "
+    cell: dict[str, str] = field(default_factory=lambda: asdict(label_lists.shape(" ")))
     empty: bool = True
     low: float | None = None
     high: float | None = None
@@ -322,7 +327,9 @@ def asked(task: Any, id: str, columns: list[str], separator: str) -> Asked | Non
         return None
     low, high = getattr(task, "bounds", (None, None))
     names = [] if kind == "numbers" else [str(name) for name in task.columns]
-    return Asked(kind, id, list(columns), names, separator, getattr(task, "empty", False), low, high)
+    return Asked(
+        kind, id, list(columns), names, asdict(label_lists.shape(separator)), getattr(task, "empty", False), low, high
+    )
 
 
 def item(

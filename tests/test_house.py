@@ -21,7 +21,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["errors", "events", "environment", "torchvision_fix", "forms", "rle", "orders", "notebook"],
     ["console"],
     ["budget", "registry", "archives", "patterns", "pictures", "windows", "json_tables"],
-    ["genotypes", "texts"],
+    ["genotypes", "texts", "label_lists"],
     ["pixel_tables"],
     ["stacking", "policies", "batched", "surgery", "segmenters", "maps", "sheets", "ranking"],
     ["fitting", "linear", "convolution", "gallery", "mining", "active", "clusters", "lists"],

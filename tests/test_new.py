@@ -903,6 +903,18 @@ def made(project, header, cells, sample_header="id,label", sample_cells=("cat",)
         ("id,tags", ["a;b", "b", "a", "c;a"], ("id,tags", "a"), ("multilabel", "f1_samples()", ";")),
         ("id,tags", ["0 16", "25", "16", "0 25 16"], ("id,0,16,25", 0.5, 0.5, 0), ("multilabel", "roc_auc()", " ")),
         ("id,tags", ["wet sea", "wet", "sea", "dry sea"], ("id,tags", "wet"), ("multilabel", "f1_samples()", " ")),
+        (
+            "id,tags", ["\"['a', 'b c']\"", "['b c']", "[]", "\"['d', 'a']\"", "['a']"], ("id,tags", "['a']"),
+            ("multilabel", "f1_samples()", "['a', 'b']"),
+        ),
+        (
+            "id,tags", ['"[""a"",""b""]"', '"[""b""]"', '"[""a""]"', '"[""c"",""a""]"'], ("id,tags", '"[""a""]"'),
+            ("multilabel", "f1_samples()", '["a","b"]'),
+        ),
+        (
+            "id,tags", ['"{a, b}"', "{b}", "{a}", '"{c, a}"'], ("id,tags", "{a}"),
+            ("multilabel", "f1_samples()", "{a, b}"),
+        ),
         ("id,severity", ["0", "1", "2", "3"], ("id,severity", "0"), ("ordinal", "quadratic_kappa()", " ")),
         ("id,label", ["0", "1", "2", "3"], ("id,label", "0"), ("multiclass", "accuracy()", " ")),
         ("id,age", ["20", "35", "31", "80"], ("id,age", "40"), ("regression", "rmse()", " ")),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from pipeline import registry
+from pipeline import label_lists, registry
 from pipeline.discover.columns import Column, column, spread, words
 from pipeline.discover.draft import Draft
 from pipeline.discover.rows import Rows
@@ -31,8 +31,10 @@ def separator_of(seen: Column, rows: Rows) -> str:
     if seen.numbers is not None or not len(seen.filled):
         return ""
     sample = rows.sample_table
+    if found := label_lists.listed(seen.distinct):
+        return found
     for mark in SEPARATORS:
-        listed = seen.filled.map(lambda cell, mark=mark: split(cell, mark))
+        listed = seen.filled.map(lambda cell, mark=mark: label_lists.split(cell, mark))
         counts = listed.map(len)
         if counts.max() < 2:
             continue
@@ -54,7 +56,7 @@ def separator_of(seen: Column, rows: Rows) -> str:
 def _recombined(seen: Column, mark: str) -> bool:
     """Whether labels of lists stand in other cells, too: "tench, Tinca tinca" is one name, whatever stands in it."""
     company: dict[str, int] = {}
-    listed = [split(cell, mark) for cell in seen.distinct]
+    listed = [label_lists.split(cell, mark) for cell in seen.distinct]
     for label in (label for labels in listed for label in labels):
         company[label] = company.get(label, 0) + 1
     several = {label for labels in listed if len(labels) > 1 for label in labels}
@@ -62,19 +64,15 @@ def _recombined(seen: Column, mark: str) -> bool:
 
 
 def _asks_several(cells: pd.Series, mark: str, labels: set[str], seen: Column) -> bool:
-    listed = [split(cell, mark) for cell in cells.unique()[:500]]
-    whole = {mark.join(split(cell, mark)) for cell in seen.distinct}
+    listed = [label_lists.split(cell, mark) for cell in cells.unique()[:500]]
+    whole = {mark.join(label_lists.split(cell, mark)) for cell in seen.distinct}
     return any(len(names) > 1 for names in listed) and all(
         set(names) <= labels and mark.join(names) not in whole - labels for names in listed
     )
 
 
-def split(cell: str, mark: str) -> list[str]:
-    return [name.strip() for name in (cell.split() if mark == " " else cell.split(mark)) if name.strip()]
-
-
 def tokens(seen: Column, mark: str) -> list[str]:
-    return sorted({token for cell in seen.distinct for token in split(cell, mark)})
+    return sorted({token for cell in seen.distinct for token in label_lists.split(cell, mark)})
 
 
 def of_columns(found: Sequence[Column]) -> tuple[str, str]:

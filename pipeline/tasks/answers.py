@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import pandas as pd
 
-from pipeline import registry
+from pipeline import label_lists, registry
 from pipeline.errors import UserError, some
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Names:
         """True where a cell holds a name outside the set, or none where one is needed."""
         if not self.separator:
             return ~cells.astype(str).isin(self.names)
-        listed = cells.fillna("").astype(str).map(lambda cell: split(cell, self.separator))
+        listed = cells.fillna("").astype(str).map(lambda cell: label_lists.split(cell, self.separator))
         return listed.map(lambda names: not (names or self.empty) or not self.names.issuperset(names)).astype(bool)
 
 
@@ -73,11 +73,6 @@ class Numbers:
         below = numbers < self.low - slack if self.low is not None else False
         beyond = numbers > self.high + slack if self.high is not None else False
         return pd.Series(~np.isfinite(numbers) | below | beyond, index=cells.index)
-
-
-def split(cell: str, separator: str) -> list[str]:
-    """The names in a cell; blanks around them do not count."""
-    return [name.strip() for name in (cell.split() if separator == " " else cell.split(separator)) if name.strip()]
 
 
 def wants(config: Config) -> str:

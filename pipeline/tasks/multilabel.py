@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pipeline import forms
+from pipeline import forms, label_lists
 from pipeline.errors import UserError, nearest, some
 from pipeline.registry import part
 from pipeline.tasks import answers
@@ -34,7 +34,7 @@ def multilabel(config: Config, competition: Competition) -> Multilabel:
     if targets.shape[1] > 1:
         labels, empty = [str(name) for name in targets.columns], True
     else:
-        cells = targets.iloc[:, 0].map(lambda cell: answers.split(cell, separator))
+        cells = targets.iloc[:, 0].map(lambda cell: label_lists.split(cell, separator))
         labels, empty = sorted({name for cell in cells for name in cell}), bool((cells.str.len() == 0).any())
     if len(labels) < 2:
         raise UserError(
@@ -87,7 +87,7 @@ class Multilabel:
         return self.targets(raw)
 
     def _marked(self, cells: pd.Series) -> np.ndarray:
-        listed = [answers.split(str(cell), self.separator) for cell in cells]
+        listed = [label_lists.split(str(cell), self.separator) for cell in cells]
         unknown = list(dict.fromkeys(name for names in listed for name in names if name not in self._place))
         if unknown:
             hint = nearest(unknown[0], self.columns)
@@ -170,11 +170,11 @@ class Multilabel:
     def _written(self, rows: np.ndarray, sample: pd.DataFrame) -> list[str]:
         names = np.array(self.columns, dtype=object)
         if self._ranked(sample):
-            shown = int(sample.iloc[:, 1].astype(str).map(lambda c: len(answers.split(c, self.separator))).max())
+            shown = int(sample.iloc[:, 1].astype(str).map(lambda c: len(label_lists.split(c, self.separator))).max())
             depth = min(max(shown if shown > 1 else 0, self.ranks) or 5, len(names))
             best = np.argsort(-rows, axis=1, kind="stable")[:, :depth]
-            return [self.separator.join(names[row]) for row in best]
-        return [self.separator.join(names[row > 0]) for row in self.decide(rows)]
+            return [label_lists.join(names[row], self.separator) for row in best]
+        return [label_lists.join(names[row > 0], self.separator) for row in self.decide(rows)]
 
     def _ranked(self, sample: pd.DataFrame) -> bool:
         return self.style == "ranked" or (self.style == "auto" and bool(self.ranks))
@@ -211,7 +211,7 @@ class Multilabel:
         marked = self._marked(cells)
         if self._ranked(sample):
             for row, cell in enumerate(cells):
-                for rank, name in reversed(list(enumerate(answers.split(cell, self.separator)))):
+                for rank, name in reversed(list(enumerate(label_lists.split(cell, self.separator)))):
                     marked[row, self._place[name]] = 1 / (1 + rank)
         return marked
 
