@@ -178,7 +178,7 @@ def front(
     trials, best: (cost, score), best along the front from cheap to dear. chosen: cost, score, standard error or NaN.
     reference: its name, cost and score. limit: 0 for none. Shapes differ as colours do. Returns the path.
     """
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
     figure, axes = _sheet(title, across, up, (8, 4.5))
     axes.plot(*zip(*trials, strict=True), color="#8c959f", lw=0, marker="o", ms=5, label="trial", zorder=2)
@@ -200,7 +200,10 @@ def front(
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if min(costs) >= 1:  # 20k weights, but 0.2 ms rather than 200m
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    else:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.legend(framealpha=0.9, edgecolor=PAGE, facecolor=PAGE, labelcolor=TEXT, fontsize=9, loc="best")
     return _write(figure, path)
 

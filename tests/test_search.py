@@ -14,7 +14,7 @@ import pytest
 import small_training as small
 import yaml
 
-from pipeline import config, evaluate, genotypes, registry, searching, training
+from pipeline import config, evaluate, genotypes, plots, registry, searching, training
 from pipeline.errors import Diverged
 from pipeline.searched import Found, Inner, Trial, front
 
@@ -359,3 +359,15 @@ def test_the_cheapest_within_an_error_of_the_best(root, monkeypatch, tmp_path) -
     assert found.winner == 1
     assert Found(Inner(small.config(), "tiny"), tmp_path, trials, trial(5, 0.85)).winner == 0
     assert found.ranked == [0, 2, 1, 3]
+
+
+@pytest.mark.parametrize(("costs", "shown"), [((0.15, 0.35, 0.9), "0.4"), ((20e3, 90e3, 400e3), "50k")])
+def test_costs_are_drawn_in_their_unit(monkeypatch, tmp_path, costs, shown) -> None:
+    """Tenths of a millisecond are no "400m" of them."""
+    drawn = []
+    monkeypatch.setattr(plots, "_write", lambda figure, path: (drawn.append(figure), path)[1])
+    trials = [(cost, 0.5 + place / 10) for place, cost in enumerate(costs)]
+    plots.front("found", "cost", "accuracy()", trials, trials, (*trials[1], 0.01), None, 0.0, tmp_path / "p.png")
+    ticks = [tick.get_text() for tick in drawn[0].axes[0].get_xticklabels()]
+    assert shown in ticks
+    assert not any(text.endswith("m") for text in ticks)
