@@ -1,7 +1,10 @@
 """What images without labels are worth: few labels of fashion_mnist, the rest of its training images without theirs.
 
-    .venv/bin/python benchmarks/unlabelled.py --data DIR --out DIR [--longer 2400] [key=value …]    hours; goes on
-    .venv/bin/python benchmarks/unlabelled.py --data DIR --out DIR --page docs/unlabelled.md …      writes the page
+    .venv/bin/python benchmarks/unlabelled.py --data DIR --out DIR [--labels 20] [--steps 600] [key=value …]
+    .venv/bin/python benchmarks/unlabelled.py --data DIR --out DIR --page docs/unlabelled.md …
+
+The first trains, an hour or two for each number of labels, and goes on where it was; the second writes these numbers'
+sections of the page and leaves the others, which may be of other settings and say so.
 
 DIR of --data holds the unzipped fashion_mnist. For each number of labels a class and each seed a competition of its own
 is made: the seed draws the labelled rows, and data.unlabelled names the other training images. Every method then trains
@@ -23,6 +26,7 @@ import csv
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -100,12 +104,7 @@ METHODS = [
     labelled("all: that and a round of pseudo-labels", "both", "pretraining and SoftMatch"),
 ]  # fmt: skip
 NAMED = {method.name: method for method in METHODS}
-LONGER = ("labels alone", "FixMatch", "SoftMatch")  # what --longer trains
 HOPED = 0.05  # of accuracy, at the fewest labels
-MORE = (
-    "All trainings take more steps, that with labels alone, too. Added when the tables above were there, in which "
-    "the unlabelled images pass about seven times."
-)
 
 
 @dataclass(frozen=True)
@@ -259,13 +258,6 @@ def stages_of(method: Method) -> set[str]:
     return {config.parse_arguments(line.split())["stage"] for line in method.commands}
 
 
-def longer(bench: Bench, steps: int) -> Bench:
-    """The same with more steps, in a project of its own."""
-    other = Bench(bench.data.parent, bench.out, steps, [], bench.share)
-    other.base, other.project = bench.base, bench.out / f"project-{steps}"
-    return other
-
-
 def run(bench: Bench, labels: list[int], seeds: int, only: Sequence[str]) -> None:
     """Seed after seed, number of labels after number of labels, what is not finished yet."""
     os.environ["PIPELINE_ROOT"] = str(bench.project)
@@ -285,47 +277,49 @@ def run(bench: Bench, labels: list[int], seeds: int, only: Sequence[str]) -> Non
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def page(bench: Bench, labels: list[int], seeds: int, steps: int) -> str:
-    """docs/unlabelled.md, from what is finished."""
-    lines = head(bench, seeds)
+def page(old: str, bench: Bench, labels: list[int], seeds: int) -> str:
+    """The page with the sections of these numbers of labels, and all else as it was."""
+    head, *found = re.split(r"^(?=## )", old, flags=re.MULTILINE)
+    sections = {text.partition("\n")[0]: text.strip() for text in found}
     for count in labels:
-        lines += ["", f"## {count} labels a class", "", *table(bench, count, seeds, there())]
-    if steps:
-        lines += ["", f"## {labels[0]} labels a class, {steps} steps", "", MORE, ""]
-        lines += table(longer(bench, steps), labels[0], seeds, [NAMED[name] for name in LONGER])
-    lines += ["", *hoped([bench, *([longer(bench, steps)] if steps else [])], labels[0], seeds)]
-    if lost := [method.name for method in METHODS if method not in there()]:
-        lines += ["", f"Left out, since this version has no such stage: {', '.join(lost)}."]
-    return "\n".join(lines) + "\n"
+        title = f"## {count} labels a class, {bench.steps} steps"
+        sections[title] = "\n".join([title, "", *section(bench, count, seeds)])
+    order = sorted(sections, key=lambda title: [int(number) for number in re.findall(r"\d+", title)])
+    return "\n\n".join([head.strip(), *(sections[title] for title in order)]) + "\n"
 
 
-def table(bench: Bench, count: int, seeds: int, methods: list[Method]) -> list[str]:
+def section(bench: Bench, count: int, seeds: int) -> list[str]:
+    """Settings, table, and for the fewest labels what was hoped for."""
+    base, own = (" ".join(map(shlex.quote, words)) for words in (bench.base, (TEACHER, MATCH, SOFT)))
+    lines = [f"`{base}`", "", f"Of the methods: `{own}`; SimCLR for as many steps of {WIDE} images.", ""]
+    lost = [method.name for method in METHODS if method not in there()]
+    lines += table(bench, count, seeds) + (["", f"Left out: no such stage for {', '.join(lost)}."] if lost else [])
+    return lines + (["", *best] if count == LABELS[0] and (best := hoped(bench, count, seeds)) else [])
+
+
+def table(bench: Bench, count: int, seeds: int) -> list[str]:
     """The rows of a number of labels a class."""
     lines = ["| method | accuracy ± se | gain ± se | OOF | CPU s | seeds |", "|---|---|---|---|---|---|"]
     bases = {seed: row for seed in range(seeds) if (row := bench.row(METHODS[0], count, seed))}
-    for method in methods:
+    for method in there():
         rows = {seed: row for seed in bases if (row := bench.row(method, count, seed))}
         lines.append(line(method.name, [(row, bases[seed]) for seed, row in rows.items()]))
     return lines
 
 
-def hoped(benches: list[Bench], count: int, seeds: int) -> list[str]:
-    """The best gain of the fewest labels, of methods that have every seed, beside what was hoped for."""
-    found = []
-    for bench in benches:
-        bases = [bench.row(METHODS[0], count, seed) for seed in range(seeds)]
-        for method in METHODS[1:]:
-            rows = [bench.row(method, count, seed) for seed in range(seeds)]
-            gains = np.array(
-                [row.accuracy - base.accuracy for row, base in zip(rows, bases, strict=True) if row and base]
-            )
-            if len(gains) == seeds:
-                found.append((float(gains.mean()), told(gains, "+"), f"{method.name}, {bench.steps} steps"))
+def hoped(bench: Bench, count: int, seeds: int) -> list[str]:
+    """The best gain, of methods that have every seed, beside what was hoped for."""
+    bases, found = [bench.row(METHODS[0], count, seed) for seed in range(seeds)], []
+    for method in METHODS[1:]:
+        rows = [bench.row(method, count, seed) for seed in range(seeds)]
+        gains = np.array([row.accuracy - base.accuracy for row, base in zip(rows, bases, strict=True) if row and base])
+        if len(gains) == seeds:
+            found.append((float(gains.mean()), told(gains, "+"), method.name))
     if not found:
         return []
     gain, text, name = max(found)
     met = f"at least {HOPED} was hoped for" + ("" if gain >= HOPED else ", and not reached")
-    return [f"At {count} labels a class the best is {name}: {text}; {met}."]
+    return [f"The best is {name}: {text}; {met}."]
 
 
 def line(name: str, pairs: list[tuple[Row, Row]]) -> str:
@@ -344,29 +338,6 @@ def told(values: np.ndarray, sign: str) -> str:
     return f"{mean} ± {values.std(ddof=1) / np.sqrt(len(values)):.4f}" if len(values) > 1 else mean
 
 
-def head(bench: Bench, seeds: int) -> list[str]:
-    """What was done, and how to read it."""
-    folds, base = config.parse_arguments(bench.base)["folds.count"], " ".join(map(shlex.quote, bench.base))
-    return [
-        "# What images without labels are worth",
-        "",
-        "Written by `benchmarks/unlabelled.py`, never by hand: few labels of fashion_mnist, and the rest of its 6,000 "
-        "training images without theirs, beside 2,000 test images. Losses are in the table like gains. How each method "
-        "works: [semi-supervised steps](semi-supervised.md), [pretraining](pretraining.md).",
-        "",
-        f"- All trainings take {bench.steps} optimizer steps a member with `{base}`; a round of pseudo-labels takes "
-        "that many where every test image is sure, else fewer.",
-        f"- Each of {folds} members learns from the labels of the other folds; their answers to the test images "
-        "are averaged. *accuracy* is that of the solution, which chose nothing: methods and settings stood before.",
-        f"- ± is the standard error over {seeds} seeds; each draws other labelled rows and other weights. *gain* is "
-        "over labels alone, paired by seed. OOF is of single members.",
-        "- Pseudo-labels are of test images alone; a round is shown whether `stage=pseudo` would use it or not. Mean "
-        "teacher, FixMatch and SoftMatch see the unlabelled training images, too, and so does pretraining.",
-        f"- `{TEACHER}`, `{MATCH}`, `{SOFT}`; *pretraining* is SimCLR for as many steps of {WIDE} images.",
-        "- CPU s: the processor's seconds of all that a method needs, with what it builds on.",
-    ]  # fmt: skip
-
-
 def main() -> int:
     """Do what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -375,11 +346,8 @@ def main() -> int:
     parser.add_argument("--labels", type=int, nargs="+", default=list(LABELS), help="labels a class")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each training")
-    parser.add_argument(
-        "--longer", type=int, default=0, help="with the first number of labels also so many steps, of some methods"
-    )
     parser.add_argument("--only", action="append", default=[], help="the name of a method; several may be given")
-    parser.add_argument("--page", type=Path, help="write the page from what is finished, and train nothing")
+    parser.add_argument("--page", type=Path, help="write its sections from what is finished, and train nothing")
     parser.add_argument("--share", default="1/1", help="2/3: the second of three processes that share the work")
     parser.add_argument("settings", nargs="*", help="key=value for all methods alike")
     options = parser.parse_intermixed_args()
@@ -388,11 +356,10 @@ def main() -> int:
         if method not in there():
             print(f"left out, since this version has no such stage: {method.name}", flush=True)
     if options.page:
-        artefacts.write_text(options.page, page(bench, options.labels, options.seeds, options.longer))
+        old = options.page.read_text(encoding="utf-8")
+        artefacts.write_text(options.page, page(old, bench, options.labels, options.seeds))
         return 0
     run(bench, options.labels, options.seeds, options.only)
-    if options.longer:
-        run(longer(bench, options.longer), options.labels[:1], options.seeds, options.only or LONGER)
     return 0
 
 

@@ -157,12 +157,14 @@ def test_the_benchmark_draws_labels_asks_what_there_is_and_writes_what_is_finish
             row = {"accuracy": accuracy + seed / 100, "oof": 0.5, "seconds": 3.0}
             (tmp_path / "out/rows").mkdir(exist_ok=True)
             bench.path(method, 2, seed).write_text(json.dumps(row))
-    row = {"accuracy": 0.8, "oof": 0.5, "seconds": 9.0}
-    module.longer(bench, 80).path(module.METHODS[0], 2, 0).write_text(json.dumps(row))
-    page = module.page(bench, [2], 2, 80)
-    assert "At 2 labels a class the best is FixMatch, 40 steps: +0.0500 ± 0.0000; at least 0.05 was hoped for" in page
-    assert page.count("| labels alone | 0.8000 | +0.0000 | 0.500 | 9 | 1 |") == 1
-    assert page.index("## 2 labels a class, 80 steps") > page.index("## 2 labels a class\n")
+    old = "# Title\n\nBy hand.\n\n## 10 labels a class, 40 steps\n\nother\n\n## 2 labels a class, 40 steps\n\ngone\n"
+    page = module.page(old, bench, [2], 2)
+    titles = [line for line in page.splitlines() if line.startswith("#")]
+    assert titles == ["# Title", "## 2 labels a class, 40 steps", "## 10 labels a class, 40 steps"]
+    assert "gone" not in page
+    assert page.startswith("# Title\n\nBy hand.\n")
+    assert page.endswith("\n\nother\n")
+    assert module.hoped(bench, 2, 2) == ["The best is FixMatch: +0.0500 ± 0.0000; at least 0.05 was hoped for."]
     assert "| labels alone | 0.7050 ± 0.0050 | +0.0000 ± 0.0000 | 0.500 | 3 | 2 |" in page
     assert "| FixMatch | 0.7550 ± 0.0050 | +0.0500 ± 0.0000 | 0.500 | 3 | 2 |" in page
     assert "| mean teacher | | | | | 0: not yet |" in page
