@@ -7,11 +7,12 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
-from pipeline import labelling
+from pipeline import label_lists, labelling
 from pipeline.labelling import Asked
 from pipeline.tasks.multiclass import Multiclass
 from pipeline.tasks.multilabel import Multilabel
@@ -93,6 +94,18 @@ def test_many_classes_are_searched_and_labels_are_switched(tmp_path):
     found = pressed(drawn(asked, columns=3), switched, tmp_path / "many")
     assert found[0].startswith("every image of this competition has a label")
     assert found[1] == "id,a,b,c\ni0,0,1,1\ni1,0,1,0\n"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.parametrize(
+    ("separator", "cells"), [(" ", ("", "cat's", "cat's dog")), ("['a', 'b']", ("[]", '"[""cat\'s""]"', None))]
+)
+def test_several_labels_of_one_cell_are_written_as_the_table_has_them(tmp_path, separator, cells):
+    cell = asdict(label_lists.shape(separator))
+    steps = 'press("Enter"); press("1"); press("Enter"); press("1"); press("2"); press("Enter");'
+    [found, *_] = pressed(drawn(Asked("many", "id", ["tags"], ["cat's", "dog"], cell), columns=2), steps, tmp_path)
+    last = cells[2] or '"[""cat\'s"", \'dog\']"'
+    assert found == f"id,tags\ni0,{cells[0]}\ni1,{cells[1]}\ni2,{last}\n"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
