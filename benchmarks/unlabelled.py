@@ -110,9 +110,13 @@ HOPED = 0.05  # of accuracy, at the fewest labels
 
 @dataclass(frozen=True)
 class Row:
-    """What a method came to: accuracy on the test images and of OOF, and the processor's seconds of all it needed."""
+    """What a method came to: accuracy on the test images and of OOF, and the processor's seconds of all it needed.
+
+    accuracy: of all members' mean answer. single: the mean over members, each by itself.
+    """
 
     accuracy: float
+    single: float
     oof: float
     seconds: float
 
@@ -152,7 +156,8 @@ class Bench:
         learned = labels * CLASSES * (folds - 1) / folds
         epochs, with_test = (max(1, round(self.steps * BATCH / rows)) for rows in (learned, learned + TESTED))
         name, long_passes = self.competition(labels, seed), max(1, round(LONG * self.steps * WIDE / IMAGES))
-        own = line.format(competition=name, long_passes=long_passes, with_test=with_test).split()
+        answers = f"submissions/{name}/answers.csv"
+        own = line.format(competition=name, answers=answers, long_passes=long_passes, with_test=with_test).split()
         return list_of([f"competition={name}", f"seed={seed}", f"epochs={epochs}", *self.base, *own])
 
     def path(self, method: Method, labels: int, seed: int) -> Path:
@@ -170,7 +175,7 @@ class Bench:
         if not path.is_file():
             return None
         facts = json.loads(path.read_text(encoding="utf-8"))
-        return Row(facts["accuracy"], facts["oof"], facts["seconds"])
+        return Row(facts["accuracy"], facts["single"], facts["oof"], facts["seconds"])
 
     def measure(self, method: Method, labels: int, seed: int) -> Row:
         """Run a method's commands, each in a process of its own, score its answers, and write the row."""
@@ -182,16 +187,24 @@ class Bench:
         for line in method.commands if self.can(method, name) else ():
             seconds += self.command(self.words(labels, seed, line), name)
         answers = self.answering(method, name)
-        for line in (f"stage=submit source={answers}", f"stage=score submission=submissions/{name}/{answers}.csv"):
-            seconds += self.command(self.words(labels, seed, line), name)
-        looks = read(self.project / f"submissions/{name}/looks.csv")
+        accuracy, single = self.looks(labels, seed, answers)
         facts = {
             "labels": labels, "seed": seed, "method": method.name, "answers": answers,
-            "accuracy": float(looks[-1]["all"]), "oof": self.oof(name, answers), "seconds": seconds,
+            "accuracy": accuracy, "single": single, "oof": self.oof(name, answers), "seconds": seconds,
             "settings": self.base, "commit": artefacts.commit(),
         }  # fmt: skip
         artefacts.write_json(self.path(method, labels, seed), facts)
-        return Row(facts["accuracy"], facts["oof"], seconds)
+        return Row(accuracy, single, facts["oof"], seconds)
+
+    def looks(self, labels: int, seed: int, answers: str) -> tuple[float, float]:
+        """The accuracy of all members' mean answer, and the mean over members, each by itself, as stage=score tells."""
+        name, found = self.competition(labels, seed), []
+        members = sorted((self.project / f"runs/{name}/{answers}").glob("fold*"))
+        for own in ("", *(f" fold={path.name.removeprefix('fold')}" for path in members)):
+            self.command(self.words(labels, seed, f"stage=submit source={answers} submission={{answers}}{own}"), name)
+            self.command(self.words(labels, seed, "stage=score submission={answers}"), name)
+            found.append(float(read(self.project / f"submissions/{name}/looks.csv")[-1]["all"]))
+        return found[0], float(np.mean(found[1:]))
 
     def can(self, method: Method, name: str) -> bool:
         """Whether the run that a method builds on is there: a round of pseudo-labels of which none was sure is none."""
@@ -300,7 +313,7 @@ def section(bench: Bench, count: int, seeds: int) -> list[str]:
 
 def table(bench: Bench, count: int, seeds: int) -> list[str]:
     """The rows of a number of labels a class."""
-    lines = ["| method | accuracy ± se | gain ± se | OOF | CPU s | seeds |", "|---|---|---|---|---|---|"]
+    lines = ["| method | accuracy ± se | gain ± se | of one member | gain | OOF | CPU s | seeds |", "|---" * 8 + "|"]
     bases = {seed: row for seed in range(seeds) if (row := bench.row(METHODS[0], count, seed))}
     for method in there():
         rows = {seed: row for seed in bases if (row := bench.row(method, count, seed))}
@@ -310,27 +323,34 @@ def table(bench: Bench, count: int, seeds: int) -> list[str]:
 
 def hoped(bench: Bench, count: int, seeds: int) -> list[str]:
     """The best gain, of methods that have every seed, beside what was hoped for."""
-    bases, found = [bench.row(METHODS[0], count, seed) for seed in range(seeds)], []
+    bases, found = [bench.row(METHODS[0], count, seed) for seed in range(seeds)], {"accuracy": [], "single": []}
     for method in METHODS[1:]:
         rows = [bench.row(method, count, seed) for seed in range(seeds)]
-        gains = np.array([row.accuracy - base.accuracy for row, base in zip(rows, bases, strict=True) if row and base])
-        if len(gains) == seeds:
-            found.append((float(gains.mean()), told(gains, "+"), method.name))
-    if not found:
+        pairs = [(row, base) for row, base in zip(rows, bases, strict=True) if row and base]
+        for kind, best in found.items() if len(pairs) == seeds else ():
+            best.append((float(np.mean(gained(pairs, kind))), told(gained(pairs, kind), "+"), method.name))
+    if not found["accuracy"]:
         return []
-    gain, text, name = max(found)
-    met = f"at least {HOPED} was hoped for" + ("" if gain >= HOPED else ", and not reached")
-    return [f"The best is {name}: {text}; {met}."]
+    names = {"accuracy": "Of all members", "single": "of a single one"}
+    best = [f"{names[kind]} {name} gains most, {text}" for kind, each in found.items() for _, text, name in [max(each)]]
+    met = ["at least" if max(each)[0] >= HOPED else "less than" for each in found.values()]
+    return [f"{'; '.join(best)}. Hoped for was {HOPED}: {met[0]} that of all, {met[1]} that of one."]
 
 
 def line(name: str, pairs: list[tuple[Row, Row]]) -> str:
-    """A row of the table: means over seeds, standard errors over them, the gain paired by seed."""
+    """A row of the table: means over seeds, standard errors over them, the gains paired by seed."""
     if not pairs:
-        return f"| {name} | | | | | 0: not yet |"
-    ours = np.array([row.accuracy for row, _ in pairs])
-    gains = np.array([row.accuracy - base.accuracy for row, base in pairs])
+        return f"| {name} | | | | | | | 0: not yet |"
+    cells = []
+    for kind in ("accuracy", "single"):
+        cells += [told(np.array([getattr(row, kind) for row, _ in pairs]), ""), told(gained(pairs, kind), "+")]
     oof, seconds = (float(np.mean([getattr(row, key) for row, _ in pairs])) for key in ("oof", "seconds"))
-    return f"| {name} | {told(ours, '')} | {told(gains, '+')} | {oof:.3f} | {seconds:.0f} | {len(pairs)} |"
+    return f"| {name} | {' | '.join(cells)} | {oof:.3f} | {seconds:.0f} | {len(pairs)} |"
+
+
+def gained(pairs: list[tuple[Row, Row]], kind: str) -> np.ndarray:
+    """(seeds,) what rows have beyond those beside them."""
+    return np.array([getattr(row, kind) - getattr(base, kind) for row, base in pairs])
 
 
 def told(values: np.ndarray, sign: str) -> str:
