@@ -57,6 +57,7 @@ SOFT = "consistency=softmatch(ratio=7.0)"
 GENTLE = "lr=0.005"  # which leaves more of pretrained weights as they were
 LONG = 4  # steps of pretraining for each of a training: it has more to learn from
 PRETRAINED = "weights=runs/{competition}/images/weights.safetensors"
+FULL = "fold=full epochs={full}"
 PRELOAD = ["pandas", "albumentations", "pipeline.parts.optims", "pipeline.training"]  # once, for all trainings
 
 
@@ -112,11 +113,11 @@ HOPED = 0.05  # of accuracy, at the fewest labels
 class Row:
     """What a method came to: accuracy on the test images and of OOF, and the processor's seconds of all it needed.
 
-    accuracy: of all members' mean answer. single: the mean over members, each by itself.
+    accuracy: of all members' mean answer. single: of one network that learned from all labels; None for pseudo-labels.
     """
 
     accuracy: float
-    single: float
+    single: float | None
     oof: float
     seconds: float
 
@@ -153,11 +154,14 @@ class Bench:
     def words(self, labels: int, seed: int, line: str) -> list[str]:
         """A command line, each key once: its own settings go over those of all."""
         folds = int(config.parse_arguments(self.base)["folds.count"])
-        learned = labels * CLASSES * (folds - 1) / folds
-        epochs, with_test = (max(1, round(self.steps * BATCH / rows)) for rows in (learned, learned + TESTED))
+        every = labels * CLASSES
+        learned = every * (folds - 1) / folds
+        counts = (learned, learned + TESTED, every)
+        epochs, with_test, full = (max(1, round(self.steps * BATCH / rows)) for rows in counts)
         name, long_passes = self.competition(labels, seed), max(1, round(LONG * self.steps * WIDE / IMAGES))
         answers = f"submissions/{name}/answers.csv"
-        own = line.format(competition=name, answers=answers, long_passes=long_passes, with_test=with_test).split()
+        places = {"answers": answers, "long_passes": long_passes, "with_test": with_test, "full": full}
+        own = line.format(competition=name, **places).split()
         return list_of([f"competition={name}", f"seed={seed}", f"epochs={epochs}", *self.base, *own])
 
     def path(self, method: Method, labels: int, seed: int) -> Path:
@@ -187,7 +191,7 @@ class Bench:
         for line in method.commands if self.can(method, name) else ():
             seconds += self.command(self.words(labels, seed, line), name)
         answers = self.answering(method, name)
-        accuracy, single = self.looks(labels, seed, answers)
+        accuracy, single = self.look(labels, seed, f"source={answers}"), self.single(method, labels, seed)
         facts = {
             "labels": labels, "seed": seed, "method": method.name, "answers": answers,
             "accuracy": accuracy, "single": single, "oof": self.oof(name, answers), "seconds": seconds,
@@ -196,15 +200,21 @@ class Bench:
         artefacts.write_json(self.path(method, labels, seed), facts)
         return Row(accuracy, single, facts["oof"], seconds)
 
-    def looks(self, labels: int, seed: int, answers: str) -> tuple[float, float]:
-        """The accuracy of all members' mean answer, and the mean over members, each by itself, as stage=score tells."""
-        name, found = self.competition(labels, seed), []
-        members = sorted((self.project / f"runs/{name}/{answers}").glob("fold*"))
-        for own in ("", *(f" fold={path.name.removeprefix('fold')}" for path in members)):
-            self.command(self.words(labels, seed, f"stage=submit source={answers} submission={{answers}}{own}"), name)
-            self.command(self.words(labels, seed, "stage=score submission={answers}"), name)
-            found.append(float(read(self.project / f"submissions/{name}/looks.csv")[-1]["all"]))
-        return found[0], float(np.mean(found[1:]))
+    def look(self, labels: int, seed: int, words: str) -> float:
+        """The accuracy of a run's answers, as stage=score tells."""
+        name = self.competition(labels, seed)
+        self.command(self.words(labels, seed, f"stage=submit submission={{answers}} {words}"), name)
+        self.command(self.words(labels, seed, "stage=score submission={answers}"), name)
+        return float(read(self.project / f"submissions/{name}/looks.csv")[-1]["all"])
+
+    def single(self, method: Method, labels: int, seed: int) -> float | None:
+        """The accuracy of one network of all labels, in as many steps; pseudo-labels come from members alone."""
+        trainings = [line for line in method.commands if not line.startswith("stage=pretrain")]
+        if not trainings[0].startswith("stage=train"):
+            return None
+        for line in trainings:
+            self.command(self.words(labels, seed, f"{line} {FULL}"), self.competition(labels, seed))
+        return self.look(labels, seed, f"source={method.run} fold=full")
 
     def can(self, method: Method, name: str) -> bool:
         """Whether the run that a method builds on is there: a round of pseudo-labels of which none was sure is none."""
@@ -313,7 +323,7 @@ def section(bench: Bench, count: int, seeds: int) -> list[str]:
 
 def table(bench: Bench, count: int, seeds: int) -> list[str]:
     """The rows of a number of labels a class."""
-    lines = ["| method | accuracy ± se | gain ± se | of one member | gain | OOF | CPU s | seeds |", "|---" * 8 + "|"]
+    lines = ["| method | accuracy ± se | gain ± se | of one network | gain | OOF | CPU s | seeds |", "|---" * 8 + "|"]
     bases = {seed: row for seed in range(seeds) if (row := bench.row(METHODS[0], count, seed))}
     for method in there():
         rows = {seed: row for seed in bases if (row := bench.row(method, count, seed))}
@@ -323,40 +333,43 @@ def table(bench: Bench, count: int, seeds: int) -> list[str]:
 
 def hoped(bench: Bench, count: int, seeds: int) -> list[str]:
     """The best gain, of methods that have every seed, beside what was hoped for."""
-    bases, found = [bench.row(METHODS[0], count, seed) for seed in range(seeds)], {"accuracy": [], "single": []}
-    for method in METHODS[1:]:
-        rows = [bench.row(method, count, seed) for seed in range(seeds)]
-        pairs = [(row, base) for row, base in zip(rows, bases, strict=True) if row and base]
-        for kind, best in found.items() if len(pairs) == seeds else ():
-            best.append((float(np.mean(gained(pairs, kind))), told(gained(pairs, kind), "+"), method.name))
-    if not found["accuracy"]:
-        return []
-    names = {"accuracy": "Of all members", "single": "of a single one"}
-    best = [f"{names[kind]} {name} gains most, {text}" for kind, each in found.items() for _, text, name in [max(each)]]
-    met = ["at least" if max(each)[0] >= HOPED else "less than" for each in found.values()]
-    return [f"{'; '.join(best)}. Hoped for was {HOPED}: {met[0]} that of all, {met[1]} that of one."]
+    bases, said = [bench.row(METHODS[0], count, seed) for seed in range(seeds)], []
+    for kind, name in (("accuracy", "of all members"), ("single", "of one network")):
+        best = []
+        for method in METHODS[1:]:
+            rows = [bench.row(method, count, seed) for seed in range(seeds)]
+            gains = gained([(row, base) for row, base in zip(rows, bases, strict=True) if row and base], kind)
+            if len(gains) == seeds:
+                best.append((float(gains.mean()), f"{name} {told(gains, '+')}, {method.name}"))
+        if best:
+            gain, text = max(best)
+            said.append(f"{text}: {'at least' if gain >= HOPED else 'less than'} {HOPED}, which was hoped for")
+    return [f"The most that is gained: {'; '.join(said)}."] if said else []
 
 
 def line(name: str, pairs: list[tuple[Row, Row]]) -> str:
     """A row of the table: means over seeds, standard errors over them, the gains paired by seed."""
     if not pairs:
         return f"| {name} | | | | | | | 0: not yet |"
-    cells = []
-    for kind in ("accuracy", "single"):
-        cells += [told(np.array([getattr(row, kind) for row, _ in pairs]), ""), told(gained(pairs, kind), "+")]
-    oof, seconds = (float(np.mean([getattr(row, key) for row, _ in pairs])) for key in ("oof", "seconds"))
+    ours = [row for row, _ in pairs]
+    cells = [told([row.accuracy for row in ours], ""), told(gained(pairs, "accuracy"), "+")]
+    cells += [told([row.single for row in ours if row.single is not None], ""), told(gained(pairs, "single"), "+")]
+    oof, seconds = (float(np.mean([getattr(row, key) for row in ours])) for key in ("oof", "seconds"))
     return f"| {name} | {' | '.join(cells)} | {oof:.3f} | {seconds:.0f} | {len(pairs)} |"
 
 
 def gained(pairs: list[tuple[Row, Row]], kind: str) -> np.ndarray:
-    """(seeds,) what rows have beyond those beside them."""
-    return np.array([getattr(row, kind) - getattr(base, kind) for row, base in pairs])
+    """(seeds,) what rows have beyond those beside them; none of what has no such number."""
+    both = [(getattr(row, kind), getattr(base, kind)) for row, base in pairs]
+    return np.array([own - other for own, other in both if own is not None])
 
 
-def told(values: np.ndarray, sign: str) -> str:
-    """mean ± standard error; without it for a single value."""
-    mean = f"{values.mean():{sign}.4f}"
-    return f"{mean} ± {values.std(ddof=1) / np.sqrt(len(values)):.4f}" if len(values) > 1 else mean
+def told(values: Sequence[float] | np.ndarray, sign: str) -> str:
+    """mean ± standard error; without it for a single value; nothing for none."""
+    if not len(values):
+        return ""
+    error = f" ± {np.std(values, ddof=1) / np.sqrt(len(values)):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):{sign}.4f}{error}"
 
 
 def main() -> int:

@@ -148,6 +148,11 @@ def test_the_benchmark_draws_labels_asks_what_there_is_and_writes_what_is_finish
             asked[line] = config.compose(config.parse_arguments(words))
             assert len({word.partition("=")[0] for word in words}) == len(words)
     assert {one.stage for one in asked.values()} == {"train", "predict", "pseudo", "pretrain", "submit"}
+    full = config.compose(config.parse_arguments(bench.words(2, 0, f"stage=train {module.FULL}")))
+    assert (full.fold, full.epochs) == (["full"], 64), "40 steps of 32 images, of all 20 rows"
+    assert module.line("x", [(module.Row(0.8, None, 0.5, 3.0), module.Row(0.7, 0.6, 0.5, 3.0))]) == (
+        "| x | 0.8000 | +0.1000 |  |  | 0.500 | 3 | 1 |"
+    )
     epochs = {(one.stage == "pseudo", one.epochs) for one in asked.values()}
     assert epochs == {(False, 128), (True, 1)}, "40 steps of 32 images, of 10 rows and, with pseudo-labels, 2,000 more"
     drawn = (tmp_path / "out/project/tables/labels2-0.csv").read_text().split()[1:]
@@ -170,8 +175,8 @@ def test_the_benchmark_draws_labels_asks_what_there_is_and_writes_what_is_finish
     assert page.startswith("# Title\n\nBy hand.\n")
     assert page.endswith("\n\nother\n")
     assert module.hoped(bench, 2, 2) == [
-        "Of all members FixMatch gains most, +0.0500 ± 0.0000; of a single one FixMatch gains most, +0.0400 ± 0.0000. "
-        "Hoped for was 0.05: at least that of all, less than that of one."
+        "The most that is gained: of all members +0.0500 ± 0.0000, FixMatch: at least 0.05, which was hoped for; "
+        "of one network +0.0400 ± 0.0000, FixMatch: less than 0.05, which was hoped for."
     ]
     nothing = "+0.0000 ± 0.0000"
     assert f"| labels alone | 0.7050 ± 0.0050 | {nothing} | 0.6050 ± 0.0050 | {nothing} | 0.500 | 3 | 2 |" in page
