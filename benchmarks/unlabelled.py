@@ -212,9 +212,11 @@ class Bench:
         trainings = [line for line in method.commands if not line.startswith("stage=pretrain")]
         if not trainings[0].startswith("stage=train"):
             return None
+        name, run = self.competition(labels, seed), f"{method.run}-alone"  # other epochs make another run
+        shutil.rmtree(self.project / f"runs/{name}/{run}", ignore_errors=True)
         for line in trainings:
-            self.command(self.words(labels, seed, f"{line} {FULL}"), self.competition(labels, seed))
-        return self.look(labels, seed, f"source={method.run} fold=full")
+            self.command(self.words(labels, seed, f"{line} {FULL} run={run}"), name)
+        return self.look(labels, seed, f"source={run} fold=full")
 
     def can(self, method: Method, name: str) -> bool:
         """Whether the run that a method builds on is there: a round of pseudo-labels of which none was sure is none."""
