@@ -20,6 +20,7 @@ from pipeline.forms import CLASSES, LEVELS, UNKNOWN, VOID, Form
 from pipeline.network import Network
 from pipeline.parts.consistencies import uncounted
 from pipeline.parts.losses import DISTILLATIONS, CosineDistillation, warn_of_sizes
+from pipeline.rules import consistent
 from pipeline.segmenters import Answers
 
 
@@ -61,12 +62,12 @@ class Learner(Learning):
         self.register_buffer("pair_weights", torch.tensor(weights), persistent=False)  # made in a step, it would wait
         self.given = (config.loss, *config.pairs) if config.pair_weights else ()  # else the parts' own weights hold
         self.mix = registry.build("mixes", config.mix) if mixes(config) else None
-        self.auxiliary, plan = None, network.blueprint
-        said = plan.outputs or len(plan.columns)
+        self.auxiliary = self.consistency = None
         if auxiliary(config):
             build = registry.build("auxiliaries", config.auxiliary)
-            self.auxiliary = build(network.backbone, said, plan.head)
-        self.consistency = registry.build("consistencies", config.consistency)(learns, said)
+            self.auxiliary = build(network.backbone, outputs_of(network), network.blueprint.head)
+        if consistent(config):
+            self.consistency = registry.build("consistencies", config.consistency)(learns, outputs_of(network))
         self.temperature = config.train.temperature
         self.presence = config.train.presence
 
@@ -191,11 +192,14 @@ def pair_losses(network: Network, config: Config) -> tuple[nn.ModuleList, list[f
     losses, weights = nn.ModuleList(), []
     for call in config.pairs:
         facts, made = registry.facts("pairs", call), registry.build("pairs", call)
-        plan = network.blueprint
-        size = plan.outputs or len(plan.columns)
-        losses.append(made(network.compared_width, size) if facts.get("learned") else Function(made))
+        losses.append(made(network.compared_width, outputs_of(network)) if facts.get("learned") else Function(made))
         weights.append(float(facts.get("weight", 1.0)))
     return losses, config.pair_weights or weights
+
+
+def outputs_of(network: Network) -> int:
+    """How many numbers a network says of an image, or of a pixel."""
+    return network.blueprint.outputs or len(network.blueprint.columns)
 
 
 class Function(nn.Module):
