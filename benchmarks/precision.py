@@ -120,7 +120,8 @@ class Bench:
         from pipeline.runs import Run
         from pipeline.tasks import task_for
 
-        run = Run(config.compose({"competition": name, "run": folder.parent.name}), folder.parent.name)
+        given = [f"competition={name}", f"run={folder.parent.name}", *SETS[name]]  # among them what may be mirrored
+        run = Run(config.compose(config.parse_arguments(given)), folder.parent.name)
         run = Run(run.as_trained(), run.name)
         machine = replace(Hardware(**run.stored()["hardware"]), predict=precision)
         member = open_member(folder, run.config, run.competition, task_for(run.config, run.competition), machine)
