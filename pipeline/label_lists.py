@@ -37,7 +37,8 @@ def split(cell: str, separator: str) -> list[str]:
     if form.quote and QUOTED.search(text):
         names: Iterable[str] = (one or other for one, other in QUOTED.findall(text))
     else:
-        names = text.split(form.between.strip() or None)
+        mark = form.between.strip() if form.open or form.close else form.between  # of a list, blanks beside it may lack
+        names = text.split(mark if mark.strip(" ") else None)
     return [name.strip() for name in names if name.strip()]
 
 

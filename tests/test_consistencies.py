@@ -167,6 +167,18 @@ def test_softmatch_teaches_the_strong_view_alone_and_trusts_the_surer_more() -> 
     assert strong[0] > strong[1] > 0
 
 
+@pytest.mark.parametrize("form", [CLASSES, LABELS])
+def test_softmatch_stays_finite_where_all_is_sure_for_long(form) -> None:
+    """After a hundred thousand such batches a variance, and the share of a class that nobody says, are 0 in float32."""
+    part, outputs = consistencies.softmatch(form, 3), torch.tensor([[200.0, -200, -200]] * 4)
+    part.steps.fill_(10**5)
+    for buffer in (part.variance, part.said):
+        buffer.zero_()
+    part.mean.fill_(1)
+    assert part._weights(outputs[:2]).tolist() == [[1.0] * len(part.mean)] * 2
+    assert math.isfinite(part.loss(nn.Identity(), outputs, outputs, 0.0))
+
+
 def test_what_is_said_too_often_weighs_less() -> None:
     """Nine rows of class 0 and one of class 1, all as sure: aligned, the one is the surest."""
     scores = torch.eye(2)[[0] * 9 + [1]] * 2

@@ -27,6 +27,8 @@ from pipeline import ranks
 from pipeline.forms import Form
 from pipeline.registry import part
 
+TINY = 1e-12  # what a share or a variance counts at least: where all is sure for long they come to nothing
+
 
 class Consistency(nn.Module):
     """What the learner asks. A pool's first half are weak views, its second half strong ones of the same images."""
@@ -41,8 +43,11 @@ class Consistency(nn.Module):
         self.average = average
 
     def shown(self, pool: Tensor) -> Tensor:
-        """(2U, C, H, W) prepared images → those that the student sees, behind the labelled rows of its batch."""
-        raise NotImplementedError
+        """(2U, C, H, W) prepared images → those that the student sees, behind the labelled rows of its batch.
+
+        Both views, unless a part says otherwise: the norms see labelled, weak and strong rows as one batch.
+        """
+        return pool
 
     def loss(self, student: nn.Module, pool: Tensor, outputs: Tensor, done: float) -> Tensor:
         """What is added to the batch's loss, a scalar.
@@ -141,10 +146,6 @@ class fixmatch(Consistency):
         super().__init__(learns)
         self.threshold, self.weight = threshold, weight
 
-    def shown(self, pool: Tensor) -> Tensor:
-        """Both views: the norms of the network see labelled, weak and strong rows as one batch."""
-        return pool
-
     def loss(self, student: nn.Module, pool: Tensor, outputs: Tensor, done: float) -> Tensor:
         """The mean cross-entropy of what is sure."""
         weak, strong = outputs.detach().chunk(2)[0], outputs.chunk(2)[1]
@@ -193,10 +194,6 @@ class softmatch(Consistency):
         self.register_buffer("variance", torch.ones(kinds))
         self.register_buffer("said", torch.full((outputs,), 1 / outputs))
 
-    def shown(self, pool: Tensor) -> Tensor:
-        """Both views: the norms of the network see labelled, weak and strong rows as one batch."""
-        return pool
-
     def loss(self, student: nn.Module, pool: Tensor, outputs: Tensor, done: float) -> Tensor:
         """The mean cross-entropy with what the weak views say, by its weights."""
         weak, strong = outputs.detach().chunk(2)[0], outputs.chunk(2)[1]
@@ -216,7 +213,8 @@ class softmatch(Consistency):
         if self.learns.simplex:
             chances = weak.softmax(dim=1)
             self.said.lerp_(ranks.mean(chances.mean(dim=0)), share)
-            chances = functional.normalize(chances / self.said, p=1, dim=1) if self.align else chances
+            if self.align:
+                chances = functional.normalize(chances / self.said.clamp(min=TINY), p=1, dim=1)
             sure = chances.amax(dim=1, keepdim=True)
         else:
             sure = torch.maximum(weak.sigmoid(), (-weak).sigmoid())
@@ -225,7 +223,7 @@ class softmatch(Consistency):
         self.mean.lerp_(mean, share)
         self.variance.lerp_((square - mean.square()).clamp(min=0) * count / max(1, count - 1), share)
         below = (sure - self.mean).clamp(max=0)
-        return torch.exp(-below.square() * self.sigmas**2 / (2 * self.variance))
+        return torch.exp(-below.square() * self.sigmas**2 / (2 * self.variance.clamp(min=TINY)))
 
 
 # --- what they add ----------------------------------------------------------------------------------------------------
