@@ -22,8 +22,14 @@ from pipeline.hardware import physical_cores
 from pipeline.network import Blueprint, build
 
 CASES = (
+    ("resnet18", 16, 64),
     ("resnet18", 32, 64),
+    ("resnet18", 64, 64),
     ("resnet18", 96, 32),
+    ("efficientnet_b0", 32, 64),
+    ("efficientnet_b0", 64, 64),
+    ("convnext_atto", 64, 64),
+    ("vit_tiny_patch16_224", 64, 64),
     ("small_image(width=32)", 16, 64),
     ("small_image(width=32)", 32, 64),
 )

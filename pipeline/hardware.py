@@ -14,13 +14,11 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import backbone_names, registry
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.rules import unbatched
 
-SMALL_SIDE = 96  # below this side, casting to bf16 costs a CPU more in training than the products gain
-FINE_SIDE = 16  # the same for nets that do not shrink the image at once, and so have large maps even of small images
+SMALL_SIDE = 16  # below this side, casting to bf16 costs a CPU more in training than the products gain
 RESIDENT = 0.25  # of a GPU's memory that images may take by themselves; where they are asked to lie there, …
 MOST_RESIDENT = 0.75  # … this much
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -55,7 +53,7 @@ def choose(config: Config, pixels: int = 0) -> Hardware:
     """The hardware format of a new run. pixels: bytes of the images that a member may learn from; 0: not known."""
     device = _device(config.device)
     check_devices(device, config.devices)
-    train, predict = _formats(device, config.image_size >= (FINE_SIDE if _is_fine(config) else SMALL_SIDE))
+    train, predict = _formats(device, config.image_size >= SMALL_SIDE)
     if config.precision != "auto":
         train = predict = config.precision
     if train == "fp16" and device == "cpu":
@@ -170,13 +168,6 @@ def _loader(config: Config, device: str, pixels: int) -> str:
         )
     fits = 0 < pixels <= RESIDENT * memory and not unbatched(config)
     return config.loader if config.loader != "auto" else "device" if fits else "threads"
-
-
-def _is_fine(config: Config) -> bool:
-    """Whether the first convolutions see the image at its full size."""
-    name, _ = backbone_names.split(config.backbone)
-    own = registry.parts("backbones").get(name)
-    return bool(own.facts.get("fine")) if own else registry.parse(config.stem).name == "small"
 
 
 def _formats(device: str, large: bool) -> tuple[str, str]:

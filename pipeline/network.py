@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline import backbone_names, registry
+from pipeline import backbone_names, cpu_convolutions, registry
 from pipeline.artefacts import atomic, shown
 from pipeline.errors import UserError, some
 from pipeline.parts.normalises import Normalise
@@ -273,8 +273,12 @@ def new(blueprint: Blueprint, pretrained: bool, weights: str) -> Network:
 
 def build(blueprint: Blueprint, pretrained: bool = False, weights: str = "") -> Network:
     """The network of a blueprint; weights are loaded before stem, norm and activation change."""
-    if blueprint.decoder:
-        return _build_planes(blueprint, pretrained, weights)
+    made = (_build_planes if blueprint.decoder else _build)(blueprint, pretrained, weights)
+    cpu_convolutions.watch(made)
+    return made
+
+
+def _build(blueprint: Blueprint, pretrained: bool, weights: str) -> Network:
     name, arguments = backbone_names.split(blueprint.backbone)
     if name in registry.parts("backbones"):
         backbone = registry.build("backbones", blueprint.backbone)(blueprint.channels)
@@ -349,6 +353,7 @@ def for_prediction(network: Network, dtype: torch.dtype) -> Network:
     """A copy that is ready to predict, in a fast format: see ``quicken``."""
     fast = copy.deepcopy(network).eval().requires_grad_(False)
     fast.quicken(dtype)
+    cpu_convolutions.settle(fast)
     return fast.to(memory_format=torch.channels_last)
 
 
@@ -550,7 +555,7 @@ def fold_batchnorm(module: nn.Module) -> nn.Module:
 
     class Tracer(fx.Tracer):
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            return isinstance(m, nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+            return isinstance(m, (nn.BatchNorm2d, nn.Conv2d)) or super().is_leaf_module(m, module_qualified_name)
 
     try:
         traced = fx.GraphModule(module, Tracer().trace(module))

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.faults
 KILLS = int(os.environ.get("FAULTS_KILLS", "50"))
 RECIPE = (
     "stage=all", "average=ema()", "augment=light()", "train.checkpoint_seconds=0", "pseudo.threshold=0.34",
-    "stack.methods=single(),mean(),ridge(),lightgbm()",
+    "stack.methods=single(),mean(),ridge(),lightgbm(features=true)",
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ FLOORS = [  # a module imports from floors above it in this list alone, at the t
     ["budget", "registry", "archives", "patterns", "pictures", "windows", "json_tables"],
     ["genotypes", "texts", "label_lists"],
     ["pixel_tables"],
-    ["stacking", "policies", "batched", "surgery", "segmenters", "maps", "sheets", "ranking"],
+    ["stacking", "policies", "batched", "surgery", "cpu_convolutions", "segmenters", "maps", "sheets", "ranking"],
     ["fitting", "linear", "convolution", "gallery", "mining", "active", "clusters", "lists"],
     ["blocks", "backbone_names", "ranks"],
     ["symmetry", "tasks", "tasks.*", "evaluate", "parts.*"],
@@ -58,6 +58,7 @@ SIDEWAYS = ("stages", "parts", "tasks", "doctor", "discover", "report")  # withi
 HEAVY = (
     "batched",
     "surgery",
+    "cpu_convolutions",
     "segmenters",
     "convolution",
     "blocks",

@@ -38,7 +38,6 @@ class _Residual(nn.Module):
 @part(
     source="Page 2018, How to train your ResNet (a ResNet-9)",
     weights=False,
-    fine=True,
     allowed={"width": (1, None), "depth": (0, None), "last_stride": (1, 2)},
 )
 class small_image(nn.Module):

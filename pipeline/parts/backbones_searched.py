@@ -12,7 +12,6 @@ from pipeline.registry import part
 @part(
     source="blocks of timm; stages as in He et al. 2016, the letters of MnasNet (Tan et al. 2019, sec. 4.1)",
     weights=False,
-    fine=True,
     genotype=True,
     allowed={"norm": ("batch", "group", "layer"), "pool": ("max", "avg", "conv")},
 )
