@@ -77,7 +77,7 @@ def ours(folder: Path) -> None:
     """stage=train, stopped after its first optimizer step."""
     sys.path.insert(0, str(HERE.parent))
     os.environ["PIPELINE_ROOT"] = str(folder)
-    from pipeline.__main__ import main
+    import runpy
 
     class Stop:
         """Looks for the engine when the trainer imports it, and has its first step told."""
@@ -96,7 +96,8 @@ def ours(folder: Path) -> None:
                 engine._optimizer_step = first  # type: ignore[assignment]
 
     sys.meta_path.insert(0, Stop())  # type: ignore[arg-type]
-    main(["stage=train", "competition=start", "fold=0", "run=again", "overwrite=true"])
+    sys.argv = ["pipeline", "stage=train", "competition=start", "fold=0", "run=again", "overwrite=true"]
+    runpy.run_module("pipeline", run_name="__main__")
 
 
 def told() -> None:

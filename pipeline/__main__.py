@@ -9,6 +9,7 @@ import shlex
 import sys
 import traceback
 
+from pipeline import startup
 from pipeline.errors import Elsewhere, NobodyReads, OutOfTime, UserError
 
 
@@ -58,4 +59,5 @@ def command(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    startup.importing()
     sys.exit(main(sys.argv[1:]))

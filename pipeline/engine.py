@@ -23,7 +23,7 @@ from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
-from pipeline import budget, console, objective, ranks, registry
+from pipeline import budget, console, objective, ranks, registry, startup
 from pipeline.artefacts import shown
 from pipeline.checkpoint import Progress, State, averaged, epoch_weights, predicting
 from pipeline.config import Config, Train
@@ -119,6 +119,7 @@ def fit(
     Of several processes each calls this with its share of the same batches; all take the same decisions, and the first
     one writes.
     """
+    startup.imported()
     optimizer = make_optimizer(learner, config)
     module = objective.prepare(learner.to(memory_format=torch.channels_last), config, fabric.world_size)
     module, optimizer = fabric.setup(module, optimizer)

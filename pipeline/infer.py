@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from pipeline import console, windows
+from pipeline import console, startup, windows
 from pipeline.data import channels_first, pinned, prefetch
 from pipeline.forms import Form
 from pipeline.hardware import Hardware
@@ -39,6 +39,7 @@ class Sizes(Protocol):
 
 def ready(network: Network, hardware: Hardware) -> Network:
     """The network in the prediction format, on its device."""
+    startup.imported()
     return for_prediction(network, FORMATS[hardware.predict]).to(hardware.device)
 
 

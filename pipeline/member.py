@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline import console
+from pipeline import console, startup
 from pipeline.errors import UserError
 
 
@@ -67,4 +67,5 @@ def heed() -> None:
 
 
 if __name__ == "__main__":
+    startup.importing()
     sys.exit(main())

@@ -18,7 +18,7 @@ from pipeline import tasks
 
 SOURCE = small_training.SOURCE / "pipeline"
 FLOORS = [  # a module imports from floors above it in this list alone, at the top or within a function
-    ["errors", "events", "environment", "torchvision_fix", "forms", "rle", "orders", "notebook"],
+    ["errors", "events", "environment", "startup", "torchvision_fix", "forms", "rle", "orders", "notebook"],
     ["console"],
     ["budget", "registry", "archives", "patterns", "pictures", "windows", "json_tables"],
     ["genotypes", "texts", "label_lists"],
