@@ -333,7 +333,7 @@ def one_training(case: Case, config: Config, machine: hardware.Hardware) -> Side
 def pipeline_inference(case: Case) -> Sides:
     """Predictions of all images by infer.predict, member after member, as stage=predict does it.
 
-    Where compiled models are measured, these are compiled as a long prediction has them, before the clock runs.
+    They are compiled where a long prediction would be, before the clock runs.
     """
     config = pipeline_config(case)
     machine = hardware.choose(config)
@@ -342,7 +342,7 @@ def pipeline_inference(case: Case) -> Sides:
     task, looked = Multiclass(map(str, range(CLASSES))), views.expand(config.views)
     rows = np.arange(case.count) % len(case.files)
     stores = [(store(case, config, size), infer.batch_size(config.predict_batch, size)) for size in case.sizes]
-    if case.compiled and compiling.has_compiler():
+    if compiling.wanted("auto", models[0], case.sizes, looks=10**9, threads=machine.threads):
         for model in models:
             compiling.make(model)
         for model, (pixels, batch) in itertools.product(models, stores):

@@ -6,6 +6,7 @@ The measurements behind the rule are in docs/performance.md.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ import torch
 
 from pipeline.network import Network, PlaneNetwork
 
-LEAST = 20_000.0  # GFLOP for each thread: several times what makes up for the compiler
+LEAST_AMX = 20_000.0  # GFLOP for each thread: several times what makes up for the compiler
+LEAST_BF16 = 100_000.0  # the same without AMX tiles, where less is gained
 MOST_SIZES = 6  # inductor gives up a module that it has compiled for eight shapes
 SLOW = ("SiLU", "Swish", "GELU", "GELUTanh", "LayerNorm", "LayerNorm2d")  # layers of nets that gain nothing, or lose
 
@@ -22,17 +24,23 @@ SLOW = ("SiLU", "Swish", "GELU", "GELUTanh", "LayerNorm", "LayerNorm2d")  # laye
 def wanted(asked: str, network: Network, sizes: Sequence[int], looks: int, threads: int) -> bool:
     """Whether a network is compiled for a prediction of so many looks (images × views) at each of these sizes.
 
-    asked: ``true``, ``false``, or ``auto``: where it was measured to gain, on a CPU with AMX tiles, for nets without
-    SLOW layers, from LEAST on. Networks of planes see images of too many shapes.
+    asked: ``true``, ``false``, or ``auto``: where it was measured to gain, on a CPU with native bf16, for nets without
+    SLOW layers, from ``least`` on. Networks of planes see images of too many shapes.
     """
     if asked == "false" or isinstance(network, PlaneNetwork) or len(sizes) > MOST_SIZES or not has_compiler():
         return False
     if asked == "true":
         return True
-    device = network.normalise.scale.device
-    if device.type != "cpu" or not torch.cpu._is_amx_tile_supported() or _is_slow(network):
+    if network.normalise.scale.device.type != "cpu" or math.isinf(least()) or _is_slow(network):
         return False
-    return looks * sum(gigaflops(network, size) for size in sizes) >= LEAST * threads
+    return looks * sum(gigaflops(network, size) for size in sizes) >= least() * threads
+
+
+def least() -> float:
+    """GFLOP for each thread from which on this CPU's predictions are compiled; infinite where it was not measured."""
+    if torch.cpu._is_amx_tile_supported():
+        return LEAST_AMX
+    return LEAST_BF16 if torch.cpu._is_avx512_bf16_supported() else math.inf
 
 
 def _is_slow(network: Network) -> bool:

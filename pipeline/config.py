@@ -594,7 +594,7 @@ class Config:
     merge: str = option("mean()", "how views and scales become one prediction", part="merges", scope="predict")
     predict_batch: int = option(256, "images a prediction step", low=1)
     predict_compile: str = option(
-        "auto", "whether predictions are made by compiled code; auto: long ones, on a CPU with AMX",
+        "auto", "whether predictions are made by compiled code; auto: long ones, on a CPU with bf16",
         choices=("auto", "true", "false"), scope="predict",
     )  # fmt: skip
 

@@ -555,7 +555,8 @@ def fold_batchnorm(module: nn.Module) -> nn.Module:
 
     class Tracer(fx.Tracer):
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            return isinstance(m, (nn.BatchNorm2d, nn.Conv2d)) or super().is_leaf_module(m, module_qualified_name)
+            whole = isinstance(m, (nn.BatchNorm2d, cpu_convolutions.CpuConv2d))
+            return whole or super().is_leaf_module(m, module_qualified_name)
 
     try:
         traced = fx.GraphModule(module, Tracer().trace(module))

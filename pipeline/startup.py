@@ -1,7 +1,7 @@
 """A command starts sooner if nobody looks for garbage among what its imports make, of which next to nothing is garbage.
 
-Importing torch and timm makes a million objects, and Python looks through all of them again and again as they grow in
-number: a fifth of the time to the first training step (``benchmarks/startup.py``, docs/performance.md).
+Behind torch and timm there are 650,000 objects, and Python looks through all of them each time they have grown by a
+quarter: ``benchmarks/startup.py``, docs/performance.md.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def test_operations_are_those_of_the_layers_by_hand():
 
 def test_only_long_predictions_are_compiled(monkeypatch):
     net = small_net()
-    looks = int(compiling.LEAST / compiling.gigaflops(net, 8))
+    looks = int(compiling.LEAST_AMX / compiling.gigaflops(net, 8))
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     monkeypatch.setattr(compiling, "has_compiler", lambda: True)
     assert compiling.wanted("auto", net, [8], looks + 1, threads=1)
@@ -151,7 +151,12 @@ def test_only_long_predictions_are_compiled(monkeypatch):
     assert compiling.wanted("true", net, [8], 1, threads=1)
     assert not compiling.wanted("false", net, [8], 10**12, threads=1)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert not compiling.wanted("auto", net, [8], looks + 1, threads=1)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    longer = int(compiling.LEAST_BF16 / compiling.gigaflops(net, 8))
+    assert compiling.wanted("auto", net, [8], longer + 1, threads=1)
+    assert not compiling.wanted("auto", net, [8], longer - 1, threads=1)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert not compiling.wanted("auto", net, [8], 10**12, threads=1)
     monkeypatch.setattr(compiling, "has_compiler", lambda: False)
     assert not compiling.wanted("true", net, [8], looks + 1, threads=1)
 

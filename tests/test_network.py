@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline import network, registry
+from pipeline import cpu_convolutions, network, registry
 from pipeline.errors import UserError
 from pipeline.network import Blueprint, Network
 
@@ -84,6 +84,19 @@ def test_batchnorm_that_follows_no_convolution_stays():
     x = torch.randn(2, 3, 6, 6)
     torch.testing.assert_close(folded(x), model(x))
     assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == 2
+
+
+@pytest.mark.parametrize("kind", ["StdConv2d", "Conv2dSame"])
+def test_a_convolution_that_changes_its_weights_or_images_keeps_its_norm(kind):
+    network._timm()
+    from timm import layers
+
+    torch.manual_seed(0)
+    model = nn.Sequential(getattr(layers, kind)(3, 8, 3, stride=2), nn.BatchNorm2d(8))
+    model(torch.randn(8, 3, 9, 9) + 1)
+    cpu_convolutions.watch(model.eval())
+    x = torch.randn(2, 3, 9, 9)
+    torch.testing.assert_close(network.fold_batchnorm(model)(x), model(x))
 
 
 def test_an_untraceable_model_predicts_unfolded():
