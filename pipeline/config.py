@@ -160,6 +160,10 @@ class Mask:
     exclusive: bool = option(False, "with rows=class: each pixel has one class at most", scope="run")
     order: str = option("column", "how a text counts pixels", choices=("column", "row"), scope="run")
     base: int = option(1, "the number of the first pixel, 1 as at Kaggle, or 0", low=0, high=1, scope="run")
+    starts: str = option(
+        "absolute", "what a run's start counts from; relative: the end of the run before it",
+        choices=("absolute", "relative"), scope="run",
+    )  # fmt: skip
     empty: str = option("", "what a submission says where there is nothing", scope="")
     overlap: str = option(
         "error", "whose a pixel of two rows is, where it can have one", choices=("error", "first", "last"), scope="run"

@@ -31,10 +31,10 @@ class RleForm:
     id, rle: its columns. rows: what a row is: an "image"; a "class" of an image; an "object", so that ids repeat.
     classes: the names, in order; none: there is one. class_column: which class a row is; empty with rows=class: the end
     of the id, after separator. exclusive: with rows=class, that each pixel has one class at most, so that the truth is
-    indices, 0 the ground, and not bits. order, base, empty: of the texts, see ``rle``. overlap: whose a pixel of two
-    rows is, where it can have one only: "error", "first", "last". void: the class whose pixels count nowhere; none of
-    classes. missing: what an image without a row means: "error", or "empty". A class without a row, in an image that
-    has some, is empty.
+    indices, 0 the ground, and not bits. order, base, starts, empty: of the texts, see ``rle``. overlap: whose a pixel
+    of two rows is, where it can have one only: "error", "first", "last". void: the class whose pixels count nowhere;
+    none of classes. missing: what an image without a row means: "error", or "empty". A class without a row, in an
+    image that has some, is empty.
     """
 
     id: str = "ImageId"
@@ -46,6 +46,7 @@ class RleForm:
     exclusive: bool = False
     order: str = "column"
     base: int = 1
+    starts: str = "absolute"
     empty: tuple[str, ...] = EMPTY
     overlap: str = "error"
     void: str = ""
@@ -54,6 +55,7 @@ class RleForm:
     def __post_init__(self) -> None:
         one_of("mask.rows", self.rows, ROWS)
         one_of("mask.order", self.order, rle.ORDERS)
+        one_of("mask.starts", self.starts, rle.STARTS)
         one_of("mask.overlap", self.overlap, rle.OVERLAPS)
         one_of("mask.missing", self.missing, MISSING)
         if self.base not in (0, 1):
@@ -103,14 +105,14 @@ class MaskTable:
         """(N, C) int64, how many rows with pixels each image has of each class; void is none of them."""
         found = np.zeros((len(self), self.count), dtype=np.int64)
         images_ = np.repeat(np.arange(len(self)), np.diff(self.borders))
-        told = np.array([not self._is_empty(row) for row in self.rows.tolist()], dtype=bool)
+        told = np.array([not self.is_empty(row) for row in self.rows.tolist()], dtype=bool)
         told &= self.classes[self.rows] >= 0
         np.add.at(found, (images_[told], self.classes[self.rows[told]]), 1)
         return found
 
     def counts_of(self, image: int) -> int:
         """How many rows with pixels an image has; void is none of them."""
-        return sum(not self._is_empty(row) and self.classes[row] >= 0 for row in self.rows_of(image).tolist())
+        return sum(not self.is_empty(row) and self.classes[row] >= 0 for row in self.rows_of(image).tolist())
 
     @property
     def count(self) -> int:
@@ -172,7 +174,7 @@ class MaskTable:
         height, width = self.sizes[image]
         return int(height), int(width)
 
-    def _is_empty(self, row: int) -> bool:
+    def is_empty(self, row: int) -> bool:
         text = self.texts[row].strip()
         return text in self.form.empty or text.lower() in self.form.empty
 
@@ -182,11 +184,14 @@ class MaskTable:
         found = []
         for row in self.rows_of(image).tolist():
             try:
-                runs = rle.parse(self.texts[row], pixels=height * width, base=self.form.base, empty=self.form.empty)
+                runs = rle.parse(
+                    self.texts[row], pixels=height * width, base=self.form.base, starts=self.form.starts,
+                    empty=self.form.empty,
+                )  # fmt: skip
             except ValueError as fault:
                 raise UserError(
                     f"{self.name}, line {row + 2}, image {self.ids[image]} ({width}×{height} pixels): {fault}; correct "
-                    "the row, or mask.base or mask.empty"
+                    "the row, or mask.base, mask.starts or mask.empty"
                 ) from fault
             if len(runs):
                 found.append((runs, int(self.classes[row])))

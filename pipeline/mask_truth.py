@@ -115,8 +115,8 @@ def rle_form(data: Data, mask: Mask) -> RleForm:
     """How the training table tells masks."""
     return RleForm(
         id=data.id, rle=mask.rle, rows=mask.rows, classes=tuple(mask.classes), class_column=mask.class_column,
-        separator=mask.separator, exclusive=mask.exclusive, order=mask.order, base=mask.base, overlap=mask.overlap,
-        void=mask.void, missing=mask.missing,
+        separator=mask.separator, exclusive=mask.exclusive, order=mask.order, base=mask.base, starts=mask.starts,
+        overlap=mask.overlap, void=mask.void, missing=mask.missing,
     )  # fmt: skip
 
 
@@ -131,7 +131,8 @@ def answer_form(mask: Mask, sample: pd.DataFrame) -> RleForm:
     classes = () if mask.rows == "image" else tuple(named)
     return RleForm(
         id=columns[0], rle=text, rows=mask.rows, classes=classes, class_column=wanted, separator=mask.separator,
-        exclusive=mask.exclusive, order=mask.order, base=mask.base, overlap="first", void="", missing="empty",
+        exclusive=mask.exclusive, order=mask.order, base=mask.base, starts=mask.starts, overlap="first",
+        void="", missing="empty",
     )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 A text is ``start length start length …``. Runs are (R, 2) int64, start and length; starts count from 0 through the
 mask in its order, ascend, and no two runs share a pixel. Orders: "column" goes down the columns, left to right, as
-Kaggle and COCO do; "row" goes along the rows. base: the number of the first pixel in a text, 1 at Kaggle.
+Kaggle and COCO do; "row" goes along the rows. base: the number of the first pixel in a text, 1 at Kaggle. starts:
+"absolute", or "relative", where each counts from the end of the run before it, as in SIIM-ACR Pneumothorax.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 ORDERS = ("column", "row")
+STARTS = ("absolute", "relative")
 OVERLAPS = ("error", "first", "last")
 EMPTY = ("", "-1", "nan")  # texts that mean a mask without a pixel
 STRIP = 32  # rows that are turned at once: a strip and its columns fit the first-level cache together
@@ -23,23 +25,26 @@ Mask = str | np.ndarray  # a text, or runs
 # --- masks ↔ texts ------------------------------------------------------------------------------------------------
 
 
-def encode(mask: np.ndarray, *, order: str = "column", base: int = 1, empty: str = "") -> str:
+def encode(mask: np.ndarray, *, order: str = "column", base: int = 1, starts: str = "absolute", empty: str = "") -> str:
     """The text of a mask (H, W), bool or whole numbers, where all but 0 is inside.
 
-    order, base: see the head of this file. empty: the text of a mask without a pixel. ValueError for other masks.
+    order, base, starts: see the head of this file. empty: the text of a mask without a pixel. ValueError for other
+    masks.
     """
-    return write(runs(mask, order), base=base, empty=empty)
+    return write(runs(mask, order), base=base, starts=starts, empty=empty)
 
 
 def decode(
-    text: str, height: int, width: int, *, order: str = "column", base: int = 1, empty: Sequence[str] = EMPTY
-) -> np.ndarray:
+    text: str, height: int, width: int, *, order: str = "column", base: int = 1, starts: str = "absolute",
+    empty: Sequence[str] = EMPTY,
+) -> np.ndarray:  # fmt: skip
     """The mask (height, width) of a text, uint8: 0 and 1.
 
     empty: texts that mean a mask without a pixel; case and spaces around them do not count. ValueError, with the run
     and what is wrong with it, for damaged texts: see ``parse``.
     """
-    return fill(parse(text, pixels=_pixels(height, width), base=base, empty=empty), height, width, order=order)
+    found = parse(text, pixels=_pixels(height, width), base=base, starts=starts, empty=empty)
+    return fill(found, height, width, order=order)
 
 
 def runs(mask: np.ndarray, order: str = "column") -> np.ndarray:
@@ -66,13 +71,15 @@ def fill(runs: np.ndarray, height: int, width: int, *, order: str = "column") ->
 # --- texts ↔ runs -------------------------------------------------------------------------------------------------
 
 
-def parse(text: str, *, pixels: int | None = None, base: int = 1, empty: Sequence[str] = EMPTY) -> np.ndarray:
+def parse(
+    text: str, *, pixels: int | None = None, base: int = 1, starts: str = "absolute", empty: Sequence[str] = EMPTY
+) -> np.ndarray:
     """The runs of a text; pixels: how many the image has, None: not known, so that its end is not checked.
 
     ValueError for what is no whole number, an odd count of numbers, a run of no length, one that begins before the
     image or ends after it, one that begins before the end of the run before it. Runs may touch.
     """
-    _check_base(base)
+    _check_form(base, starts)
     plain = text.strip()
     if plain in empty or plain.lower() in empty:
         return np.zeros((0, 2), dtype=np.int64)
@@ -84,14 +91,21 @@ def parse(text: str, *, pixels: int | None = None, base: int = 1, empty: Sequenc
         raise ValueError(f"{len(words)} numbers, but each run has two, start and length; the last is {words[-1]}")
     found = numbers.reshape(-1, 2)
     found[:, 0] -= base
+    if starts == "relative" and (found < MOST_PIXELS).all():  # larger ones are damage, and their sums overflow
+        found[:, 0] = np.cumsum(found[:, 0]) + np.cumsum(found[:, 1]) - found[:, 1]
     _check(found, pixels, base)
     return found
 
 
-def write(runs: np.ndarray, *, base: int = 1, empty: str = "") -> str:
+def write(runs: np.ndarray, *, base: int = 1, starts: str = "absolute", empty: str = "") -> str:
     """The text of runs; empty: the text where there are none."""
-    _check_base(base)
-    return " ".join(map(str, (runs + np.array([base, 0])).ravel().tolist())) if len(runs) else empty
+    _check_form(base, starts)
+    if not len(runs):
+        return empty
+    told = runs + np.array([base, 0])
+    if starts == "relative":
+        told[1:, 0] = runs[1:, 0] - runs[:-1].sum(axis=1)
+    return " ".join(map(str, told.ravel().tolist()))
 
 
 def _numbers(words: list[str], text: str) -> np.ndarray:
@@ -132,29 +146,33 @@ def _check(found: np.ndarray, pixels: int | None, base: int) -> None:
     raise ValueError(f"{run} begins before the run before it ends, at {int(ends[row - 1]) + base}")
 
 
-def _check_base(base: int) -> None:
+def _check_form(base: int, starts: str) -> None:
     if base not in (0, 1):
         raise ValueError(f"base={base}, but the first pixel is 0 or 1")
+    if starts not in STARTS:
+        raise ValueError(f"starts={starts}; allowed: {', '.join(STARTS)}")
 
 
 # --- instances ----------------------------------------------------------------------------------------------------
 
 
-def encode_instances(labels: np.ndarray, *, order: str = "column", base: int = 1) -> list[str]:
+def encode_instances(
+    labels: np.ndarray, *, order: str = "column", base: int = 1, starts: str = "absolute"
+) -> list[str]:
     """One text an object of a label map (H, W), whole numbers, by ascending label; 0 and below are no objects."""
     flat = _flat(_checked(labels), order)
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    values = flat[starts]
-    pieces = np.stack([starts, np.diff(starts, append=flat.size)], axis=1)[values > 0]
+    begins = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    values = flat[begins]
+    pieces = np.stack([begins, np.diff(begins, append=flat.size)], axis=1)[values > 0]
     values = values[values > 0]
     by_label = np.argsort(values, kind="stable")
     borders = np.flatnonzero(np.diff(values[by_label])) + 1
-    return [write(piece, base=base) for piece in np.split(pieces[by_label], borders) if len(piece)]
+    return [write(piece, base=base, starts=starts) for piece in np.split(pieces[by_label], borders) if len(piece)]
 
 
 def decode_instances(
     texts: Sequence[str], height: int, width: int, *, order: str = "column", base: int = 1,
-    empty: Sequence[str] = EMPTY, overlap: str = "error",
+    starts: str = "absolute", empty: Sequence[str] = EMPTY, overlap: str = "error",
 ) -> np.ndarray:  # fmt: skip
     """The label map (height, width) of one text an object, int32: object k of the texts is k + 1, the ground 0.
 
@@ -164,7 +182,7 @@ def decode_instances(
     pixels, each = _pixels(height, width), []
     for number, text in enumerate(texts):
         try:
-            each.append(parse(text, pixels=pixels, base=base, empty=empty))
+            each.append(parse(text, pixels=pixels, base=base, starts=starts, empty=empty))
         except ValueError as fault:
             raise ValueError(f"object {number + 1} of {len(texts)}: {fault}") from fault
     return label(each, height, width, order=order, overlap=overlap)

@@ -411,6 +411,16 @@ def mask_classes(root: Path) -> Path:
     return root
 
 
+def mask_relative(root: Path) -> Path:
+    """Runs that count from the end of the one before, as at SIIM-ACR Pneumothorax, with its blanks behind commas."""
+    train, test = _ids(18), _ids(4, 100)
+    found = _discs(root, (("train", train), ("test", test)))
+    texts = [rle.encode(found[name] > 0, base=0, starts="relative", empty="-1") for name in train]
+    table(root / "train-rle.csv", "ImageId, EncodedPixels", zip(train, (f" {text}" for text in texts), strict=True))
+    table(root / "sample_submission.csv", "ImageId,EncodedPixels", ((name, "-1") for name in test))
+    return root
+
+
 def mask_class_column(root: Path) -> Path:
     """One row a class that is there, the class in a column of its own, which the sample has last; 0-indexed rows."""
     train, test = _ids(18), _ids(4, 100)
@@ -628,7 +638,8 @@ FORMS: dict[str, Callable[[Path], Path]] = {
 MASKS: dict[str, Callable[[Path], Path]] = {
     form.__name__: form
     for form in (
-        mask_rows, mask_classes, mask_class_column, mask_objects, mask_files, masks_beside, mask_indices, mask_colours,
+        mask_rows, mask_classes, mask_relative, mask_class_column, mask_objects, mask_files, masks_beside,
+        mask_indices, mask_colours,
         mask_palette, mask_labels, mask_file_a_class,
     )
 }  # fmt: skip

@@ -308,6 +308,7 @@ def test_files_above_the_limit_are_not_decoded(data: bytes) -> None:
         (lambda: RleForm(overlap="none"), "mask.overlap=none"),
         (lambda: RleForm(missing="zero"), "mask.missing=zero"),
         (lambda: RleForm(base=2), "mask.base=2"),
+        (lambda: RleForm(starts="relativ"), "mask.starts=relativ; .*; did you mean relative"),
         (lambda: RleForm(rows="class"), "needs mask.classes"),
         (lambda: RleForm(classes=("a",)), "mask.rows=image has one class"),
         (lambda: RleForm(rows="class", classes=("a", "b"), void="b"), "name a class twice: b"),

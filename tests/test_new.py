@@ -327,6 +327,10 @@ MASKED = {
         "task": "segmentation()", "data.id": "Image_Class", "mask.rle": "EncodedPixels", "mask.rows": "class",
         "mask.classes": ["1", "2", "3"], "mask.class_column": "", "mask.empty": "-1", "data.resize": "pad",
     },
+    "mask_relative": {
+        "task": "segmentation()", "mask.rows": "image", "mask.starts": "relative", "mask.base": 0, "mask.empty": "-1",
+        "data.train_csv": "train-rle.csv",
+    },
     "mask_class_column": {
         "task": "segmentation()", "data.id": "image_id", "mask.rle": "encoded_pixels", "mask.rows": "class",
         "mask.classes": ["crack", "rust"], "mask.class_column": "label", "mask.void": "void", "mask.order": "row",

@@ -70,6 +70,37 @@ def test_the_round_trip_is_exact_and_the_text_is_the_slow_one(order: str, base: 
     assert rle.encode(back, order=order, base=base) == text
 
 
+@settings(max_examples=60, deadline=None)
+@given(mask=masks)
+@example(mask=np.ones((33, 65), dtype=np.uint8))
+@example(mask=np.eye(7, dtype=np.uint8))
+def test_relative_starts_are_read_as_the_competition_reads_them(mask: np.ndarray) -> None:
+    text = rle.encode(mask, base=0, starts="relative")
+    flat, place = np.zeros(mask.size, dtype=np.uint8), 0
+    numbers = list(map(int, text.split()))
+    for start, length in zip(numbers[::2], numbers[1::2], strict=True):
+        place += start
+        flat[place : place + length] = 1
+        place += length
+    np.testing.assert_array_equal(flat.reshape(mask.shape[::-1]).T, mask != 0)
+    np.testing.assert_array_equal(rle.decode(text, *mask.shape, base=0, starts="relative"), mask != 0)
+    assert rle.encode_instances(mask, base=0, starts="relative") == ([text] if text and mask.max() == 1 else [])
+
+
+RELATIVE = [
+    ("3 2 -1 2", "run 2 of 2 .start 4, length 2. begins before the run before it ends, at 5"),
+    ("3 2 7 1", "run 2 of 2 .start 12, length 1. ends 1 pixels after the image's 12"),
+    ("1 999999999999999999 1 1", "ends"),
+    ("1 1 999999999999999999 999999999999999999 5 5", "ends"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), RELATIVE)
+def test_damaged_relative_texts(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rle.decode(text, 3, 4, base=0, starts="relative")
+
+
 @pytest.mark.parametrize("order", rle.ORDERS)
 @pytest.mark.parametrize("side", [1, 31, 32, 33, 1000])
 def test_sizes_around_a_strip(order: str, side: int) -> None:
@@ -196,6 +227,7 @@ def test_any_text_is_a_mask_or_a_value_error(text: str) -> None:
         lambda: rle.decode("1 1", 0, 2),
         lambda: rle.decode("1 1", 2, 2, order="C"),
         lambda: rle.decode("1 1", 2, 2, base=-1),
+        lambda: rle.decode("1 1", 2, 2, starts="behind"),
         lambda: rle.fill(np.array([[3, 2]]), 2, 2),
         lambda: rle.decode_instances(["1 1"], 2, 2, overlap="never"),
     ],

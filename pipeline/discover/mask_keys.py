@@ -58,17 +58,22 @@ def _of_texts(told: Told, rows: Rows, draft: Draft) -> tuple[str, str]:
         draft.set("data.sample", rows.sample, f"{len(told.sample)} rows: {some(told.sample.columns, 6)}")
     draft.set("mask.rle", form.rle, f"run-length texts of {rows.train}: {_shown(table)}")
     _settle_rows(form, table, told, draft)
-    base = _base(table, sample, _answers(told))
+    relative = _are_relative(table, sample)
+    starts = str(draft.given.get("mask.starts", "relative" if relative else "absolute"))
+    if relative or "mask.starts" in draft.given:
+        draft.set("mask.starts", starts, "read as pixels some runs begin within the run before them")
+    base = 0 if starts == "relative" else _base(table, sample, _answers(told))
     if base != 1 or "mask.base" in draft.given:
-        draft.set("mask.base", base, "some texts begin with pixel 0")
-    order = _order(table, sample, base)
+        draft.set("mask.base", base, "the first counts from 0" if relative else "some texts begin with pixel 0")
+    form = replace(form, base=base, starts=starts)
+    order = _order(table, sample, form)
     if order or "mask.order" in draft.given:
         draft.set("mask.order", order, "read by rows masks hang together, by columns they do not")
     empty = _empty(told, table)
     if empty or "mask.empty" in draft.given:
         draft.set("mask.empty", empty, "so the tables tell a mask without a pixel")
     if form.rows == "object":
-        _settle_overlap(table, sample, base, draft)
+        _settle_overlap(table, sample, form, draft)
         if "task" not in draft.given:
             draft.open["task"] = (
                 "an image has several rows: objects that are told apart, or pieces of one mask? for pieces, as where "
@@ -119,30 +124,40 @@ def _class_counts(form: RleForm, table: MaskTable) -> str:
     return some(told, 6)
 
 
-def _runs(table: MaskTable, image: int, base: int) -> list[np.ndarray]:
+def _runs(table: MaskTable, image: int, form: RleForm, pixels: int | None = None) -> list[np.ndarray]:
     """The runs of an image's rows; those of damaged texts are left to the loader, which says where they are."""
     found = []
     for row in table.rows_of(image).tolist():
         try:
-            found.append(rle.parse(str(table.texts[row]), base=base))
+            found.append(rle.parse(str(table.texts[row]), pixels=pixels, base=form.base, starts=form.starts))
         except ValueError:
             continue
     return [runs for runs in found if len(runs)]
 
 
+def _are_relative(table: MaskTable, sample: Sequence[int]) -> bool:
+    """Whether fewer texts can be read with starts of pixels than with starts behind the run before, which all can."""
+    filled = sum(not table.is_empty(row) for image in sample for row in table.rows_of(image).tolist())
+    counts = {}
+    for starts in rle.STARTS:
+        form = RleForm(base=0, starts=starts)
+        counts[starts] = sum(len(_runs(table, image, form, int(np.prod(table.sizes[image])))) for image in sample)
+    return counts["absolute"] < counts["relative"] == filled
+
+
 def _base(table: MaskTable, sample: Sequence[int], answers: Sequence[str]) -> int:
     """0 where a text of the training table or of the sample submission begins with pixel 0, else 1."""
-    starts = [text.split()[0] for text in answers if text.strip() not in EMPTY]
-    return int("0" not in starts and all(runs[0, 0] > 0 for image in sample for runs in _runs(table, image, 0)))
+    starts, form = [text.split()[0] for text in answers if text.strip() not in EMPTY], RleForm(base=0)
+    return int("0" not in starts and all(runs[0, 0] > 0 for image in sample for runs in _runs(table, image, form)))
 
 
-def _order(table: MaskTable, sample: Sequence[int], base: int) -> str:
+def _order(table: MaskTable, sample: Sequence[int], form: RleForm) -> str:
     """ "row" where masks hang together by rows and not by columns, which square images do not tell; else blank."""
     along = np.zeros(2)
     for image in sample:
         height, width = table.sizes[image]
         if height != width:
-            for runs in _runs(table, image, base):
+            for runs in _runs(table, image, form):
                 moved = [runs + np.array([stride, 0]) for stride in (height, width)]
                 along += rle.intersections([runs], moved)[0]
     return "row" if along[1] > PLAINER * along[0] else ""
@@ -162,8 +177,8 @@ def _empty(told: Told, table: MaskTable) -> str:
     return ""
 
 
-def _settle_overlap(table: MaskTable, sample: Sequence[int], base: int, draft: Draft) -> None:
-    meet = sum(_overlap(_runs(table, image, base)) for image in sample)
+def _settle_overlap(table: MaskTable, sample: Sequence[int], form: RleForm, draft: Draft) -> None:
+    meet = sum(_overlap(_runs(table, image, form)) for image in sample)
     if meet:
         draft.set("mask.overlap", "first", f"objects share pixels in {meet} of {len(sample)} images looked at")
     elif "mask.overlap" in draft.given:

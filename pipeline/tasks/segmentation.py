@@ -257,12 +257,13 @@ class Segmentation:
         form = self.answer
         if form.rows == "object":
             found = rle.encode_instances(
-                answer if self.form is OBJECTS else _pieces(answer), order=form.order, base=form.base
-            )
+                answer if self.form is OBJECTS else _pieces(answer), order=form.order, base=form.base,
+                starts=form.starts,
+            )  # fmt: skip
             yield from ((name, text) for text in found or [self.empty])
             return
         for place, plane in enumerate(self._bits(answer)):
-            text = rle.encode(plane, empty=self.empty, order=form.order, base=form.base)
+            text = rle.encode(plane, empty=self.empty, order=form.order, base=form.base, starts=form.starts)
             if form.rows == "image":
                 yield (name, text)
             elif form.class_column:
@@ -282,7 +283,7 @@ class Segmentation:
     def allowed(self, sample: pd.DataFrame) -> dict[str, Cells]:
         """Run-length texts in their column; known classes in the column of classes."""
         repeats = self.answer.rows == "object" or bool(self.answer.class_column)
-        runs = Runs(self.answer.base, (*self.answer.empty, self.empty), repeats)
+        runs = Runs(self.answer.base, self.answer.starts, (*self.answer.empty, self.empty), repeats)
         found: dict[str, Cells] = {self.answer.rle: runs}
         if self.answer.class_column:
             found[self.answer.class_column] = Names(frozenset(self.answer.classes))
@@ -303,12 +304,13 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class Runs:
-    """Run-length texts: pairs of a start and a length, ascending, or what stands for nothing.
+    """Run-length texts: pairs of a start and a length, ascending if absolute, or what stands for nothing.
 
     repeats: there is a row for each object, or for each class with a column of it, so that ids repeat.
     """
 
     base: int = 1
+    starts: str = "absolute"
     empty: tuple[str, ...] = ("",)
     repeats: bool = False
     what: str = "holds no run-length text"
@@ -320,7 +322,7 @@ class Runs:
 
     def _is_wrong(self, cell: str) -> bool:
         try:
-            rle.parse(cell, base=self.base, empty=self.empty)
+            rle.parse(cell, base=self.base, starts=self.starts, empty=self.empty)
         except ValueError:
             return True
         return False
