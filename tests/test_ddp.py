@@ -193,11 +193,14 @@ def test_two_devices_train_like_one(root, project):
     assert "devices: 2 → 1" in other.err
 
 
-def alike(runs: Path, one: str, two: str) -> None:
-    """Two runs of fold 0 have the same curve and the same weights, but for the order of sums."""
-    for column in ("loss", "score", "lr"):
+def alike(runs: Path, one: str, two: str, score: float = 1e-4) -> None:
+    """Two runs of fold 0 have the same curve and the same weights, but for the order of sums.
+
+    score: how far their scores may be apart; ranks may change places where similarities are equal but for rounding.
+    """
+    for column, apart in (("loss", 1e-4), ("score", score), ("lr", 1e-4)):
         first, second = (log(runs / run, column) for run in (one, two))
-        assert second == pytest.approx(first, abs=1e-4), (two, column)
+        assert second == pytest.approx(first, abs=apart), (two, column)
     first, second = (small.weights(runs / run / "fold0/best.ckpt") for run in (one, two))
     assert first.keys() == second.keys()
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-3, two
@@ -281,7 +284,7 @@ def test_what_validation_shares_out_and_puts_together(project, kind):
     assert project.run(*words, "run=alone").code == 0
     processes.together(2, "cpu", train_each, [["run=both", *words]])
     runs = project.root / "runs/drawn"
-    alike(runs, "alone", "both")
+    alike(runs, "alone", "both", score=0.02 if kind in ("identities", "labels") else 1e-4)  # an image's rank, or less
 
 
 @pytest.mark.slow
