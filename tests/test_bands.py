@@ -19,6 +19,7 @@ from pipeline import artefacts, convolution, images, infer, maps, pictures, ragg
 from pipeline.artefacts import Predictions
 from pipeline.blending import Weighted
 from pipeline.maps import Chained, Geometry, Maps, Mean, Ragged, Stored, Taken, Voted
+from pipeline.mask_tables import RleForm
 from pipeline.parts import cuts, readers
 from pipeline.tasks.segmentation import Segmentation
 
@@ -190,9 +191,7 @@ def test_a_large_image_is_submitted_without_a_map_of_floats(
         monkeypatch.setattr(module, "BAND", 2**15)
     planes = 1 if kind == "masks" else 2
     columns = ["mask"] if kind == "masks" else ["ground", "disc"]
-    answer = SimpleNamespace(
-        id="id", rle="rle", rows="image", order="column", base=1, class_column="", classes=columns[1:]
-    )
+    answer = RleForm("id", "rle")
     told = SimpleNamespace(columns=columns, answer=answer, ids=lambda frame: frame["id"].tolist())
     task = Segmentation(kind, told, "", "threshold()" if kind == "masks" else "argmax()")  # type: ignore[arg-type]
     coarse = [smooth(seed, planes, (SIDE // 40, SIDE // 40)) for seed in (1, 2)]
